@@ -1,0 +1,3 @@
+//! The program that test and demo images carry.
+
+fn main() {}
