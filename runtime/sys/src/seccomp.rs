@@ -1,0 +1,26 @@
+//! Loading a seccomp filter.
+
+use crate::{Result, check};
+
+/// Loads a classic BPF program into this thread. Each word is one `struct sock_filter` as it lies in memory
+/// on a little-endian machine: code in bits 0–15, jt 16–23, jf 24–31, k 32–63.
+///
+/// `flags` are SECCOMP_FILTER_FLAG_*. Needs no_new_privs or CAP_SYS_ADMIN.
+pub fn load(program: &[u64], flags: u32) -> Result<()> {
+    let filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|word| libc::sock_filter {
+            code: *word as u16,
+            jt: (*word >> 16) as u8,
+            jf: (*word >> 24) as u8,
+            k: (*word >> 32) as u32,
+        })
+        .collect();
+    let length = libc::c_ushort::try_from(filter.len()).map_err(|_| rustix::io::Errno::INVAL)?;
+    let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: `program` points to `length` records that outlive the call; the kernel copies and verifies them.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })?;
+    Ok(())
+}
