@@ -1,7 +1,10 @@
 //! `cargo xtask`: everything a developer or CI does with this repository, one file a command.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
+mod codegen;
 mod tidy;
 
 #[derive(Parser)]
@@ -15,10 +18,17 @@ struct Cli {
 enum Command {
     /// Check the layering between crates and the shape of files.
     Tidy,
+    /// Write the table of API types (orchestrator/api/schema/types.txt) from what a stock kubectl carries.
+    Codegen {
+        /// A linux/amd64 kubectl, of the Kubernetes version to follow.
+        #[arg(long)]
+        kubectl: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Tidy => tidy::run(),
+        Command::Codegen { kubectl } => codegen::run(&kubectl),
     }
 }
