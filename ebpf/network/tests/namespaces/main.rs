@@ -1,0 +1,5 @@
+//! Everything that needs real network namespaces, one machine of its own a test.
+
+mod pods;
+mod sandbox;
+mod topology;
