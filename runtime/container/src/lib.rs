@@ -7,5 +7,8 @@
 //! [`plan`] is the vocabulary: ordered kernel steps. [`supervisor`] starts, adopts and asks the process
 //! that carries plans out for a pod.
 
+pub mod compile;
 pub mod plan;
+pub mod seccomp;
 pub mod supervisor;
+mod words;

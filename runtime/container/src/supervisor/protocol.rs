@@ -291,3 +291,12 @@ pub enum Boot {
         message: String,
     },
 }
+
+impl From<&pith_cgroup::Cgroup> for CgroupDirs {
+    /// The directories that exist now: call it after limits were applied.
+    fn from(cgroup: &pith_cgroup::Cgroup) -> CgroupDirs {
+        let unified = cgroup.v2_dir();
+        let legacy = cgroup.dirs().into_iter().filter(|dir| Some(dir) != unified.as_ref()).collect();
+        CgroupDirs { unified, legacy }
+    }
+}
