@@ -1,1 +1,12 @@
-//! tests
+//! The harness of the end-to-end tests: a real cluster that each test starts, drives with stock clients and
+//! tears down, and a picture of the machine to compare before and after.
+
+mod cluster;
+mod kubectl;
+mod machine;
+mod program;
+
+pub use cluster::Cluster;
+pub use kubectl::{Kubectl, Reply};
+pub use machine::Snapshot;
+pub use program::{missing_right, until};

@@ -4,8 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod build;
 mod codegen;
+mod image;
+mod kubernetes;
+mod test;
 mod tidy;
+mod tools;
+mod up;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and check pith")]
@@ -16,6 +23,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Start a cluster on this machine with a demo workload that answers through eBPF.
+    Up,
+    /// Run every test.
+    Test {
+        /// Only tests whose name contains one of these.
+        filter: Vec<String>,
+    },
+    /// Measure, beside the numbers to hold.
+    Bench {
+        #[command(subcommand)]
+        part: Bench,
+    },
+    /// Build the demo and probe images into target/images.
+    Image,
     /// Check the layering between crates and the shape of files.
     Tidy,
     /// Write the table of API types (orchestrator/api/schema/types.txt) from what a stock kubectl carries.
@@ -26,8 +47,18 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// Start times of clusters and pods, and memory.
+    Start,
+}
+
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Up => up::up(),
+        Command::Test { filter } => test::test(&filter),
+        Command::Bench { part: Bench::Start } => bench::start(),
+        Command::Image => image::build().map(drop),
         Command::Tidy => tidy::run(),
         Command::Codegen { kubectl } => codegen::run(&kubectl),
     }

@@ -1,0 +1,76 @@
+//! What a cluster could leave on a machine: taken before and after, the two pictures must be equal.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Names of everything in the kernel and on disk that pith makes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    interfaces: BTreeSet<String>,
+    namespaces: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
+    pins: BTreeSet<String>,
+    programs: BTreeSet<u32>,
+    processes: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+impl Snapshot {
+    pub fn take() -> Self {
+        Self {
+            interfaces: names(Path::new("/sys/class/net")),
+            namespaces: names(Path::new("/run/netns")),
+            mounts: mounts(),
+            cgroups: cgroups(),
+            pins: below(Path::new("/sys/fs/bpf"), 4),
+            programs: aya::programs::loaded_programs()
+                .filter_map(|info| info.ok().map(|info| info.id()))
+                .collect(),
+            processes: processes(),
+            files: ["/run/pith", "/var/lib"].iter().flat_map(|path| below(Path::new(path), 1)).collect(),
+        }
+    }
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return BTreeSet::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Paths below a folder, `depth` levels deep.
+fn below(folder: &Path, depth: usize) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let Ok(entries) = fs::read_dir(folder) else { return found };
+    for entry in entries.filter_map(Result::ok) {
+        found.insert(entry.path().display().to_string());
+        if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(below(&entry.path(), depth - 1));
+        }
+    }
+    found
+}
+
+fn mounts() -> BTreeSet<String> {
+    let table = fs::read_to_string("/proc/self/mounts").expect("proc is mounted");
+    table.lines().filter_map(|line| line.split(' ').nth(1)).map(str::to_owned).collect()
+}
+
+/// cgroups of pith's, in every hierarchy. Others' come and go as they like.
+fn cgroups() -> BTreeSet<String> {
+    let root = Path::new("/sys/fs/cgroup");
+    below(root, 2).into_iter().filter(|path| path.contains("/pith-")).collect()
+}
+
+/// Command names of pith's processes with their pids.
+fn processes() -> BTreeSet<String> {
+    let pids = names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok());
+    pids.filter_map(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        name.starts_with("pith").then(|| format!("{pid} {}", name.trim()))
+    })
+    // The tests themselves are pith's too, but no cluster's.
+    .filter(|process| !process.starts_with(&format!("{} ", std::process::id())))
+    .collect()
+}

@@ -1,0 +1,45 @@
+//! Where the programs under test are, whether this machine lets them run, and how to wait for an outcome.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Why end-to-end tests cannot run here; `None` when they can. Callers print it as a loud skip.
+pub fn missing_right() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root for namespaces, cgroups and eBPF".to_owned());
+    }
+    let program = bin_dir().join("pith");
+    (!program.exists()).then(|| format!("{} is not built: run `cargo xtask test`", program.display()))
+}
+
+/// The folder of `pith` and `pith-podd`: given by `cargo xtask test`, else where cargo puts them.
+pub(crate) fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PITH_BIN_DIR") {
+        return PathBuf::from(dir);
+    }
+    // A test binary is target/<triple>/<profile>/deps/name-hash.
+    let exe = std::env::current_exe().expect("a running test knows its own file");
+    exe.ancestors().nth(2).expect("cargo's layout has a profile folder").to_owned()
+}
+
+pub(crate) fn folder(variable: &str, below_root: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(below_root),
+    }
+}
+
+/// Tries `attempt` until it succeeds. For things that nothing announces, such as a port that begins to answer.
+///
+/// # Panics
+/// With the last reason when `deadline` is over.
+pub fn until<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(reason) if Instant::now() >= end => panic!("{what}: not within {deadline:?}: {reason}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}

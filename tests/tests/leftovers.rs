@@ -1,0 +1,73 @@
+//! `pith down` leaves the machine as it was before `pith up`, also after processes were killed.
+
+use std::fs;
+
+use pith_tests::{Cluster, Snapshot, missing_right};
+use rustix::process::{Pid, Signal, kill_process};
+
+const PODS: &str = include_str!("manifests/six.yaml");
+
+#[test]
+fn down_leaves_nothing() {
+    let before = Snapshot::take();
+    let Some(cluster) = Cluster::start(3, &[]) else { return };
+    run_pods(&cluster);
+    cluster.down();
+    assert_eq!(before, Snapshot::take());
+}
+
+#[test]
+fn down_leaves_nothing_after_sigkill_of_everything() {
+    let before = Snapshot::take();
+    let Some(cluster) = Cluster::start(2, &[]) else { return };
+    run_pods(&cluster);
+    let status = cluster.status();
+    let primary = status["primary"].as_i64().into_iter();
+    let replicas =
+        status["replicas"].as_array().expect("a list").iter().filter_map(|replica| replica["pid"].as_i64());
+    for pid in primary.chain(replicas) {
+        kill(i32::try_from(pid).expect("pids fit"));
+    }
+    cluster.down();
+    assert_eq!(before, Snapshot::take());
+}
+
+/// A second cluster neither meets the first nor is touched when the first goes.
+#[test]
+fn clusters_side_by_side() {
+    let before = Snapshot::take();
+    let Some(first) = Cluster::start(1, &[]) else { return };
+    let second = Cluster::start(1, &[]).expect("the first could start");
+    let Some(kubectl) = second.kubectl("1.32") else { return };
+    first.down();
+    kubectl.apply(PODS);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    second.down();
+    assert_eq!(before, Snapshot::take());
+}
+
+#[test]
+fn down_without_a_cluster_is_fine_and_up_refuses_a_foreign_folder() {
+    if let Some(reason) = missing_right() {
+        eprintln!("SKIPPED: down_without_a_cluster_is_fine: {reason}");
+        return;
+    }
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let folder = cluster.dir().to_str().expect("UTF-8").to_owned();
+    let other = cluster.pith_as("other", &["up", "--detach"], &folder);
+    assert!(!other.ok && other.stderr.contains("belongs to the cluster"), "{}", other.stderr);
+    assert!(fs::exists(cluster.kubeconfig()).expect("readable"), "the folder is untouched");
+    assert!(cluster.pith(&["down"]).ok);
+    assert!(cluster.pith(&["down"]).ok, "nothing to do is no error");
+}
+
+fn run_pods(cluster: &Cluster) {
+    let Some(kubectl) = cluster.kubectl("1.32") else { return };
+    kubectl.apply(PODS);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+}
+
+fn kill(pid: i32) {
+    let pid = Pid::from_raw(pid).expect("a live process has a pid above 0");
+    kill_process(pid, Signal::KILL).expect("the process runs");
+}

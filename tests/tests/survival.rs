@@ -1,0 +1,100 @@
+//! What survives what: a killed replica, a killed primary, a lost machine.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pith_tests::{Cluster, Kubectl, until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const WEB: &str = include_str!("manifests/six.yaml");
+
+fn kill(pid: i64) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a live process has a pid above 0");
+    kill_process(pid, Signal::KILL).expect("the process runs");
+}
+
+fn replica(status: &Value, name: &str) -> Value {
+    let replicas = status["replicas"].as_array().expect("a list");
+    replicas.iter().find(|replica| replica["name"] == name).expect("a replica of that name").clone()
+}
+
+/// Container ids and restart counts by pod: equal before and after means that nothing was restarted.
+fn containers(kubectl: &Kubectl) -> BTreeMap<String, (String, u64)> {
+    let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+    let items = pods["items"].as_array().expect("a list");
+    let entry = |pod: &Value| {
+        let status = &pod["status"]["containerStatuses"][0];
+        let id = status["containerID"].as_str().unwrap_or_default().to_owned();
+        let name = pod["metadata"]["name"].as_str().expect("named").to_owned();
+        (name, (id, status["restartCount"].as_u64().unwrap_or_default()))
+    };
+    items.iter().map(entry).collect()
+}
+
+fn start_web(cluster: &Cluster) -> Option<Kubectl> {
+    let kubectl = cluster.kubectl("1.32")?;
+    kubectl.apply(WEB);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    Some(kubectl)
+}
+
+#[test]
+fn a_killed_replica_process_comes_back_to_its_containers() {
+    let Some(cluster) = Cluster::start(2, &[]) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    let before = containers(&kubectl);
+    kill(replica(&cluster.status(), "replica-1")["pid"].as_i64().expect("it runs"));
+    let reply = cluster.pith(&["up", "--detach", "--replicas", "2"]);
+    assert!(reply.ok, "{}", reply.stderr);
+    assert_eq!(containers(&kubectl), before);
+    // The restarted replica works on: a new pod starts there and Services follow.
+    kubectl.run(&["scale", "deployment/web", "--replicas=8"]);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let after = containers(&kubectl);
+    for (pod, container) in &before {
+        assert_eq!(after.get(pod), Some(container), "{pod} was restarted");
+    }
+    cluster.down();
+}
+
+#[test]
+fn a_killed_primary_keeps_every_acknowledged_object() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    let before = containers(&kubectl);
+    for number in 0..20 {
+        kubectl.run(&["create", "configmap", &format!("kept-{number}"), "--from-literal=a=b"]);
+    }
+    kill(cluster.status()["primary"].as_i64().expect("it runs"));
+    let reply = cluster.pith(&["up", "--detach", "--replicas", "1"]);
+    assert!(reply.ok, "{}", reply.stderr);
+    let names = kubectl.run(&["get", "configmaps", "-o", "name"]);
+    assert_eq!(names.lines().filter(|name| name.contains("/kept-")).count(), 20, "{names}");
+    assert_eq!(containers(&kubectl), before);
+    kubectl.run(&["scale", "deployment/web", "--replicas=7"]);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.down();
+}
+
+#[test]
+fn pods_of_a_lost_replica_run_elsewhere() {
+    let Some(cluster) = Cluster::start(2, &["--node-grace", "8", "--eviction-grace", "1"]) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    kill(replica(&cluster.status(), "replica-2")["pid"].as_i64().expect("it runs"));
+    cluster.kill_pods("replica-2");
+    until("six pods are ready on the replica that is left", Duration::from_secs(90), || {
+        let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+        let ready = pods["items"].as_array().expect("a list").iter().filter(|pod| {
+            let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            pod["spec"]["nodeName"] == "replica-1"
+                && pod["metadata"]["deletionTimestamp"].is_null()
+                && conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+        });
+        let count = ready.count();
+        if count == 6 { Ok(()) } else { Err(format!("{count} of 6")) }
+    });
+    let nodes = kubectl.run(&["get", "nodes"]);
+    assert!(nodes.lines().any(|line| line.starts_with("replica-2") && line.contains("NotReady")), "{nodes}");
+    cluster.down();
+}

