@@ -281,7 +281,9 @@ impl Kind {
         let known = path == "metadata.name"
             || (path == "metadata.namespace" && self.namespaced)
             || self.hooks.selectable.contains(&path);
-        known.then(|| match path.split('.').try_fold(object, |o, step| o.get(step)) {
+        // An event's source is selected by its component.
+        let place = if path == "source" { "source.component" } else { path };
+        known.then(|| match place.split('.').try_fold(object, |o, step| o.get(step)) {
             None | Some(Value::Null) => selectable_default(path).to_owned(),
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),

@@ -7,25 +7,33 @@
 //! What happens to a write, in this order: [`Kind::decode`] → [`Kind::default`] → [`Kind::prepare_create`] or
 //! [`Kind::prepare_update`] → [`Kind::validate_create`] or [`Kind::validate_update`] → [`Kind::to_storage`].
 
-#![allow(dead_code)]
-
+mod certificate;
+mod cluster;
 pub mod codec;
+mod config;
 mod decode;
 pub mod discovery;
+mod endpoints;
+mod event;
 pub mod field;
 mod kind;
 mod kinds;
+mod lease;
 pub mod meta;
 mod names;
+mod object;
 pub mod patch;
+pub mod pod;
 pub mod print;
 pub mod protobuf;
 pub mod quantity;
 pub mod scale;
 pub mod schema;
 pub mod selector;
+pub mod service;
 pub mod status;
 pub mod time;
+mod workload;
 
 pub use codec::FieldValidation;
 pub use field::FieldError;

@@ -93,7 +93,8 @@ pub struct StatusCause {
 pub struct ApiError {
     pub reason: Reason,
     pub message: String,
-    pub subject: Option<Subject>,
+    /// Boxed to keep the error small: it is in every `Result` of the server.
+    pub subject: Option<Box<Subject>>,
     pub causes: Vec<StatusCause>,
     /// When it makes sense to try again.
     pub retry_after_s: Option<u32>,
@@ -105,7 +106,7 @@ impl ApiError {
     }
 
     pub fn with_subject(mut self, subject: Subject) -> Self {
-        self.subject = Some(subject);
+        self.subject = Some(Box::new(subject));
         self
     }
 

@@ -1,7 +1,10 @@
 //! `apps/v1`.
 
 use super::{NAMESPACED, STATUS_VERBS};
-use crate::kind::{Hooks, Kind, SubresourceKind};
+use crate::{
+    kind::{Hooks, Kind, SubresourceKind},
+    workload,
+};
 
 const fn apps(kind: &'static str, plural: &'static str, singular: &'static str, hooks: Hooks) -> Kind {
     Kind {
@@ -29,23 +32,23 @@ const fn status(kind: &'static str) -> SubresourceKind {
 }
 
 pub(super) const KINDS: &[Kind] = &[
-    apps("ControllerRevision", "controllerrevisions", "controllerrevision", Hooks::PLAIN),
+    apps("ControllerRevision", "controllerrevisions", "controllerrevision", workload::REVISION),
     Kind {
         short_names: &["ds"],
         categories: &["all"],
         subresources: &[status("DaemonSet")],
-        ..apps("DaemonSet", "daemonsets", "daemonset", Hooks::PLAIN)
+        ..apps("DaemonSet", "daemonsets", "daemonset", workload::DAEMON_SET)
     },
     Kind {
         short_names: &["deploy"],
         categories: &["all"],
         subresources: &[SCALE, status("Deployment")],
-        ..apps("Deployment", "deployments", "deployment", Hooks::PLAIN)
+        ..apps("Deployment", "deployments", "deployment", workload::DEPLOYMENT)
     },
     Kind {
         short_names: &["rs"],
         categories: &["all"],
         subresources: &[SCALE, status("ReplicaSet")],
-        ..apps("ReplicaSet", "replicasets", "replicaset", Hooks::PLAIN)
+        ..apps("ReplicaSet", "replicasets", "replicaset", workload::REPLICA_SET)
     },
 ];

@@ -1,7 +1,10 @@
 //! `certificates.k8s.io/v1`: how replicas get their certificates.
 
 use super::{CLUSTER, STATUS_VERBS};
-use crate::kind::{Hooks, Kind, SubresourceKind};
+use crate::{
+    certificate,
+    kind::{Kind, SubresourceKind},
+};
 
 const fn sub(name: &'static str) -> SubresourceKind {
     SubresourceKind {
@@ -22,6 +25,6 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     subresources: &[sub("approval"), sub("status")],
     storage: ("certificates.k8s.io", "certificatesigningrequests"),
     package: "io.k8s.api.certificates.v1",
-    hooks: Hooks::PLAIN,
+    hooks: certificate::REQUEST,
     ..CLUSTER
 }];

@@ -1,7 +1,7 @@
 //! `coordination.k8s.io/v1`: leases, by which nodes and leaders show that they live.
 
 use super::NAMESPACED;
-use crate::kind::{Hooks, Kind};
+use crate::{kind::Kind, lease};
 
 pub(super) const KINDS: &[Kind] = &[Kind {
     group: "coordination.k8s.io",
@@ -10,6 +10,6 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     singular: "lease",
     storage: ("coordination.k8s.io", "leases"),
     package: "io.k8s.api.coordination.v1",
-    hooks: Hooks::PLAIN,
+    hooks: lease::HOOKS,
     ..NAMESPACED
 }];

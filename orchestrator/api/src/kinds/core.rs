@@ -1,7 +1,11 @@
 //! The core group, `v1`.
 
 use super::{BODY, CLUSTER, NAMESPACED, STATUS_VERBS};
-use crate::kind::{Hooks, Kind, SubresourceKind};
+use crate::{
+    cluster, config, endpoints, event,
+    kind::{Hooks, Kind, SubresourceKind},
+    pod, service,
+};
 
 const PACKAGE: &str = "io.k8s.api.core.v1";
 
@@ -32,19 +36,25 @@ pub(super) const KINDS: &[Kind] = &[
         storage: ("", ""),
         ..core(NAMESPACED, "Binding", "bindings", "binding", Hooks::PLAIN)
     },
-    Kind { short_names: &["cm"], ..core(NAMESPACED, "ConfigMap", "configmaps", "configmap", Hooks::PLAIN) },
-    Kind { short_names: &["ep"], ..core(NAMESPACED, "Endpoints", "endpoints", "endpoints", Hooks::PLAIN) },
-    Kind { short_names: &["ev"], ..core(NAMESPACED, "Event", "events", "event", Hooks::PLAIN) },
+    Kind {
+        short_names: &["cm"],
+        ..core(NAMESPACED, "ConfigMap", "configmaps", "configmap", config::CONFIG_MAP)
+    },
+    Kind {
+        short_names: &["ep"],
+        ..core(NAMESPACED, "Endpoints", "endpoints", "endpoints", endpoints::ENDPOINTS)
+    },
+    Kind { short_names: &["ev"], ..core(NAMESPACED, "Event", "events", "event", event::CORE) },
     Kind {
         short_names: &["ns"],
         verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
         subresources: &[sub("finalize", "Namespace", &["update"]), sub("status", "Namespace", STATUS_VERBS)],
-        ..core(CLUSTER, "Namespace", "namespaces", "namespace", Hooks::PLAIN)
+        ..core(CLUSTER, "Namespace", "namespaces", "namespace", cluster::NAMESPACE)
     },
     Kind {
         short_names: &["no"],
         subresources: &[sub("proxy", "NodeProxyOptions", PROXY), sub("status", "Node", STATUS_VERBS)],
-        ..core(CLUSTER, "Node", "nodes", "node", Hooks::PLAIN)
+        ..core(CLUSTER, "Node", "nodes", "node", cluster::NODE)
     },
     Kind {
         short_names: &["po"],
@@ -67,9 +77,9 @@ pub(super) const KINDS: &[Kind] = &[
             sub("resize", "Pod", STATUS_VERBS),
             sub("status", "Pod", STATUS_VERBS),
         ],
-        ..core(NAMESPACED, "Pod", "pods", "pod", Hooks::PLAIN)
+        ..core(NAMESPACED, "Pod", "pods", "pod", pod::HOOKS)
     },
-    core(NAMESPACED, "Secret", "secrets", "secret", Hooks::PLAIN),
+    core(NAMESPACED, "Secret", "secrets", "secret", config::SECRET),
     Kind {
         short_names: &["sa"],
         subresources: &[SubresourceKind {
@@ -79,13 +89,13 @@ pub(super) const KINDS: &[Kind] = &[
             kind: "TokenRequest",
             verbs: &["create"],
         }],
-        ..core(NAMESPACED, "ServiceAccount", "serviceaccounts", "serviceaccount", Hooks::PLAIN)
+        ..core(NAMESPACED, "ServiceAccount", "serviceaccounts", "serviceaccount", config::SERVICE_ACCOUNT)
     },
     Kind {
         short_names: &["svc"],
         categories: &["all"],
         subresources: &[sub("proxy", "ServiceProxyOptions", PROXY), sub("status", "Service", STATUS_VERBS)],
-        ..core(NAMESPACED, "Service", "services", "service", Hooks::PLAIN)
+        ..core(NAMESPACED, "Service", "services", "service", service::HOOKS)
     },
     body("NodeProxyOptions", "nodeproxyoptions"),
     body("PodAttachOptions", "podattachoptions"),

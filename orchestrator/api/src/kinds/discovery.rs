@@ -1,7 +1,7 @@
 //! `discovery.k8s.io/v1`: the addresses behind Services.
 
 use super::NAMESPACED;
-use crate::kind::{Hooks, Kind};
+use crate::{endpoints, kind::Kind};
 
 pub(super) const KINDS: &[Kind] = &[Kind {
     group: "discovery.k8s.io",
@@ -10,6 +10,6 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     singular: "endpointslice",
     storage: ("discovery.k8s.io", "endpointslices"),
     package: "io.k8s.api.discovery.v1",
-    hooks: Hooks::PLAIN,
+    hooks: endpoints::SLICE,
     ..NAMESPACED
 }];

@@ -3,7 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::NAMESPACED;
-use crate::kind::{Hooks, Kind};
+use crate::{
+    event,
+    kind::{Hooks, Kind},
+};
 
 /// Names that differ between the two: events.k8s.io, core.
 const RENAMED: &[(&str, &str)] = &[
@@ -24,7 +27,7 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     short_names: &["ev"],
     storage: ("", "events"),
     package: "io.k8s.api.events.v1",
-    hooks: Hooks { to_storage, from_storage, ..Hooks::PLAIN },
+    hooks: Hooks { to_storage, from_storage, ..event::EVENTS },
     ..NAMESPACED
 }];
 

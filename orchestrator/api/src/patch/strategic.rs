@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    schema::{Field, Shape, Strategy, Type},
+    schema::{Field, Shape, Type},
     status::{ApiError, Reason},
 };
 
@@ -303,16 +303,4 @@ fn clean_map(map: &Map<String, Value>) -> Result<Map<String, Value>, PatchError>
 
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// The merge strategy of a field is public knowledge: OpenAPI shows it.
-pub(crate) fn describe(strategy: Strategy) -> Option<(String, Option<&'static str>)> {
-    let mut words = Vec::new();
-    if strategy.merge {
-        words.push("merge");
-    }
-    if strategy.retain_keys {
-        words.push("retainKeys");
-    }
-    (!words.is_empty()).then(|| (words.join(","), strategy.merge_key))
 }
