@@ -1,10 +1,11 @@
 //! A directory out of which no name leads: every path is resolved by openat2(2) with RESOLVE_IN_ROOT, so that
 //! absolute links and `..` mean what they would mean inside the container.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, openat2, statat, unlinkat};
@@ -99,22 +100,98 @@ pub(crate) fn stat(dir: impl AsFd, name: &OsStr) -> Result<Option<rustix::fs::St
 }
 
 /// Removes `name` and everything below it; links are removed, not followed.
+///
+/// A layer can nest folders deeper than there are file descriptors (through links, deeper than PATH_MAX), so
+/// this does not walk down: whatever is two levels deep is moved up to the first, until nothing is left.
 pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let child = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let mut entries = rustix::fs::Dir::read_from(&child)?;
-    while let Some(entry) = entries.read() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            remove_all(child.as_fd(), OsStr::from_bytes(name))?;
+    let top = open_child(dir, name)?;
+    let mut counter = 0_u64;
+    loop {
+        let folders = remove_files(&top)?;
+        if folders.is_empty() {
+            break;
+        }
+        for folder in folders {
+            let child = open_child(top.as_fd(), &folder)?;
+            for deeper in remove_files(&child)? {
+                move_up(&child, &deeper, &top, &mut counter)?;
+            }
+            unlinkat(&top, &folder, AtFlags::REMOVEDIR)?;
         }
     }
     unlinkat(dir, name, AtFlags::REMOVEDIR)?;
     Ok(())
+}
+
+/// The same for a path that this process made itself.
+pub(crate) fn remove_path(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::open(parent, flags, Mode::empty())?;
+    remove_all(parent.as_fd(), name)
+}
+
+fn open_child(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+/// Removes what is not a directory; the names of those that are.
+fn remove_files(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut folders = Vec::new();
+    let mut entries = rustix::fs::Dir::read_from(dir)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        match unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) => folders.push(name.to_owned()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(folders)
+}
+
+fn move_up(from: &OwnedFd, name: &OsStr, to: &OwnedFd, counter: &mut u64) -> io::Result<()> {
+    loop {
+        *counter += 1;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(from, name, to, format!(".{counter}"), flags) {
+            Err(Errno::EXIST) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removes_deeper_than_descriptors_reach() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+        let mut at = root.expect("open");
+        for depth in 0..3000 {
+            let name = if depth == 0 { "top" } else { ".1" };
+            mkdirat(&at, name, Mode::RWXU).expect("make");
+            at = open_child(at.as_fd(), OsStr::new(name)).expect("open");
+            mkdirat(&at, "beside", Mode::RWXU).expect("make");
+            rustix::fs::symlinkat("/", &at, "link").expect("link");
+        }
+        remove_path(&dir.path().join("top")).expect("remove");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 0);
+        remove_path(&dir.path().join("top")).expect("nothing is removed already");
+        assert!(Path::new("/").exists());
+    }
 }

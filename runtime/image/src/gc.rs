@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::beneath;
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::index::Index;
@@ -216,8 +217,7 @@ impl Store {
     pub(crate) fn sweep(&self) -> Result<()> {
         let Some(_busy) = self.try_lock("busy")? else { return Ok(()) };
         for (_, path) in entries(&self.dir().join("tmp"))? {
-            let result = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            result.at("sweep", &path)?;
+            beneath::remove_path(&path).at("sweep", &path)?;
         }
         Ok(())
     }

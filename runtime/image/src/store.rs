@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use oci_spec::image::ImageConfiguration;
 
+use crate::beneath;
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::index::{self, Index, Record};
@@ -399,6 +400,6 @@ pub(crate) struct WorkDir {
 impl Drop for WorkDir {
     fn drop(&mut self) {
         // Whatever is left is swept by the next open; there is nobody to tell.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = beneath::remove_path(&self.path);
     }
 }

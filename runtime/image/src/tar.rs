@@ -137,8 +137,7 @@ impl<R: Skip> Reader<R> {
             if size > EXTENSION_MAX {
                 return malformed(at, "an extension header of more than a mebibyte");
             }
-            let mut content = Vec::new();
-            self.read_to_end(&mut content)?;
+            let content = self.extension()?;
             match typeflag {
                 b'x' => extensions.take_pax(&content, at)?,
                 b'L' => extensions.path = Some(until_nul(&content).to_vec()),
@@ -273,15 +272,17 @@ impl<R: Read> Read for Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    fn read_to_end(&mut self, content: &mut Vec<u8>) -> Result<()> {
+    /// The content of an extension header, whose size was checked.
+    fn extension(&mut self) -> Result<Vec<u8>> {
         let at = self.position;
-        Read::read_to_end(self, content).map(drop).map_err(|source| {
-            if source.kind() == io::ErrorKind::UnexpectedEof && source.raw_os_error().is_none() {
-                TarError::Malformed { at, reason: "it ends inside an extension header" }
-            } else {
-                TarError::Io { at, source }
+        let mut content = Vec::new();
+        match self.read_to_end(&mut content) {
+            Ok(_) => Ok(content),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && e.raw_os_error().is_none() => {
+                malformed(at, "it ends inside an extension header")
             }
-        })
+            Err(source) => Err(TarError::Io { at, source }),
+        }
     }
 }
 

@@ -117,6 +117,9 @@ impl<R: tar::Skip> Unpacker<'_, R> {
                 self.directories.push((components.join(&b'/'), entry.mtime));
             }
             Kind::Symlink => {
+                if entry.link.is_empty() {
+                    return Err(self.hostile(entry, "a link to nothing"));
+                }
                 symlinkat(OsStr::from_bytes(&entry.link), &parent, name)
                     .map_err(|e| self.entry_error(entry, e))?;
                 self.own(entry, &parent, name)?;

@@ -1,13 +1,11 @@
 //! Archives in every shape into a store: what comes out, what is refused, and what survives a cut.
 
-mod support;
-
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use pith_image::{Digest, Error, Image, Quiet, Reference, Store};
-use support::{Compression, Item, Parts, archive, compress, is_root, tar_of, write_file};
-use tempfile::TempDir;
+
+use crate::support::{Compression, Item, Parts, archive, compress, is_root, store, tar_of, write_file};
 
 fn two_layers(name: &'static str) -> Parts {
     let lower = tar_of(&[
@@ -21,17 +19,10 @@ fn two_layers(name: &'static str) -> Parts {
         Item::Dir("var/cache/"),
         Item::File("var/cache/.wh..wh..opq", b""),
         Item::Symlink("etc/mtab", "/proc/mounts"),
+        Item::File("etc/motd", b"hello\n"),
         Item::HardLink("etc/hosts2", "etc/motd"),
     ]);
-    // The hard link's target must come first.
-    let upper = [tar_of(&[Item::File("etc/motd", b"hello\n")])[..1024].to_vec(), upper].concat();
     Parts::new(name, vec![lower, upper])
-}
-
-fn store() -> (TempDir, Store) {
-    let dir = tempfile::tempdir().expect("a folder");
-    let store = Store::open(dir.path().join("images")).expect("open a store");
-    (dir, store)
 }
 
 fn import(store: &Store, path: &Path) -> Result<Vec<Image>, Error> {

@@ -1,13 +1,12 @@
 //! Images made by hand: layers as lists of entries, archives in every shape, and ways to damage them.
 
-#![allow(dead_code, reason = "each test program uses a part")]
-
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use pith_image::Digest;
+use pith_image::{Digest, Image, Quiet, Result, Store};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// One tar entry.
 #[derive(Clone)]
@@ -190,6 +189,19 @@ pub(crate) fn write_file(dir: &Path, name: &str, content: &[u8]) -> PathBuf {
     }
     std::fs::write(&path, content).expect("write a file");
     path
+}
+
+/// An empty store in a folder of its own.
+pub(crate) fn store() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path().join("images")).expect("open a store");
+    (dir, store)
+}
+
+/// Imports an OCI archive of the parts, as a stream.
+pub(crate) fn import(store: &Store, parts: &Parts) -> Result<Image> {
+    let archive = archive(&parts.oci_files());
+    store.import_stream(archive.as_slice(), None, &Quiet).map(|mut images| images.remove(0))
 }
 
 /// Root makes device nodes and owners; without it most of this crate cannot be tested.
