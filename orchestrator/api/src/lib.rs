@@ -23,6 +23,7 @@ pub mod meta;
 mod names;
 mod object;
 pub mod patch;
+pub mod placement;
 pub mod pod;
 pub mod print;
 pub mod protobuf;
