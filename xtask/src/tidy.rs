@@ -15,10 +15,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pith-abi", &[]),
     ("pith-streaming", &[]),
     ("pith-probe", &[]),
+    ("pith-informer", &[]),
     ("pith-store", &["pith-api"]),
     ("pith-apiserver", &["pith-api", "pith-store"]),
-    ("pith-scheduler", &["pith-api"]),
-    ("pith-controllers", &["pith-api"]),
+    ("pith-scheduler", &["pith-api", "pith-informer"]),
+    ("pith-controllers", &["pith-api", "pith-informer"]),
     ("pith-cgroup", &["pith-sys"]),
     ("pith-image", &["pith-sys"]),
     ("pith-container", &["pith-sys", "pith-cgroup"]),
@@ -89,7 +90,7 @@ mod tests {
     fn layering_table() {
         let api = package("pith-api", &["serde"]);
         let cases = [
-            ("allowed", vec![api.clone(), package("pith-scheduler", &["pith-api"])], vec![]),
+            ("allowed", vec![api.clone(), package("pith-scheduler", &["pith-api", "pith-informer"])], vec![]),
             (
                 "upwards",
                 vec![package("pith-api", &["pith-store"]), package("pith-store", &["pith-api"])],
