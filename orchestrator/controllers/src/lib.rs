@@ -1,1 +1,64 @@
-//! orchestrator/controllers
+//! The controllers: loops that make the cluster what its objects say it should be.
+//!
+//! Each is a module with a pure `plan` and a small driver, and one task; all share one set of watched caches
+//! ([`cluster`]). Nothing polls: a change in a cache queues the keys it concerns.
+//!
+//! | task | does |
+//! |---|---|
+//! | `deployment` | rolls a template out through ReplicaSets |
+//! | `replicaset` | keeps a number of pods |
+//!
+//! Invariants: every pass is idempotent and starts from what is observed; nothing is remembered between
+//! passes but caches and timers. Only one primary may run this at a time: a leader election belongs around
+//! [`run`], which can be stopped and started again at any point.
+
+mod batch;
+mod cluster;
+mod deployment;
+mod endpoints;
+mod error;
+mod node_ipam;
+mod owner;
+mod pod;
+mod replicaset;
+mod service_account;
+mod template;
+
+use kube::Client;
+use pith_informer::Recorder;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+pub use crate::error::{Error, Result};
+pub use crate::node_ipam::{Cidr, NoCidr};
+
+/// What can be set; the defaults are as Kubernetes has them.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The network that nodes get their ranges of pod addresses from; none leaves that to others.
+    pub cluster_cidr: Option<Cidr>,
+    /// The PEM bundle that pods verify the API server with, kept in each namespace.
+    pub root_ca: Option<String>,
+}
+
+/// Runs all controllers until cancelled.
+pub async fn run(client: Client, options: Options, cancel: CancellationToken) -> Result<()> {
+    let (recorder, events) = Recorder::new(client.clone(), "kube-controller-manager", cancel.clone());
+    let cluster = Cluster::new(client, recorder);
+    let mut tasks = JoinSet::new();
+    // Controllers subscribe to the caches here, before anything flows into them below.
+    tasks.spawn(deployment::controller(&cluster, cancel.clone()));
+    tasks.spawn(replicaset::controller(&cluster, cancel.clone()));
+    tasks.spawn(endpoints::controller(&cluster, cancel.clone()));
+    tasks.spawn(service_account::controller(&cluster, options.root_ca, cancel.clone()));
+    if let Some(range) = options.cluster_cidr {
+        tasks.spawn(node_ipam::controller(&cluster, range, cancel.clone()));
+    }
+    tasks.spawn(events);
+    cluster.watch(&mut tasks, &cancel);
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(Error::Task)?;
+    }
+    Ok(())
+}

@@ -8,7 +8,6 @@
 //! that carries plans out for a pod.
 
 pub mod compile;
-pub mod execute;
 pub mod plan;
 pub mod seccomp;
 pub mod supervisor;
