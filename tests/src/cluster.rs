@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -68,6 +69,25 @@ impl Cluster {
         Reply::from(command.output().expect("pith starts"))
     }
 
+    /// Sends SIGKILL to a replica's process; its pods go on.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill_replica(&self, replica: &str) {
+        let status = self.status();
+        let replicas = status["replicas"].as_array().expect("status lists replicas");
+        let pid = replicas.iter().find(|one| one["name"] == replica).and_then(|one| one["pid"].as_i64());
+        kill(pid.expect("the replica runs"));
+    }
+
+    /// Sends SIGKILL to the primary.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill_primary(&self) {
+        kill(self.status()["primary"].as_i64().expect("the primary runs"));
+    }
+
     /// Kills all processes of a replica's pods, as a power cut would.
     ///
     /// # Panics
@@ -121,6 +141,11 @@ impl Drop for Cluster {
             eprintln!("pith down of {} failed:\n{}", self.name, reply.stderr);
         }
     }
+}
+
+fn kill(pid: i64) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a live process has a pid above 0");
+    kill_process(pid, Signal::KILL).expect("the process runs");
 }
 
 /// The end of each log of a cluster whose test failed.

@@ -3,7 +3,6 @@
 use std::fs;
 
 use pith_tests::{Cluster, Snapshot, missing_right};
-use rustix::process::{Pid, Signal, kill_process};
 
 const PODS: &str = include_str!("manifests/six.yaml");
 
@@ -21,13 +20,10 @@ fn down_leaves_nothing_after_sigkill_of_everything() {
     let before = Snapshot::take();
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     run_pods(&cluster);
-    let status = cluster.status();
-    let primary = status["primary"].as_i64().into_iter();
-    let replicas =
-        status["replicas"].as_array().expect("a list").iter().filter_map(|replica| replica["pid"].as_i64());
-    for pid in primary.chain(replicas) {
-        kill(i32::try_from(pid).expect("pids fit"));
+    for replica in ["replica-1", "replica-2"] {
+        cluster.kill_replica(replica);
     }
+    cluster.kill_primary();
     cluster.down();
     assert_eq!(before, Snapshot::take());
 }
@@ -65,9 +61,4 @@ fn run_pods(cluster: &Cluster) {
     let Some(kubectl) = cluster.kubectl("1.32") else { return };
     kubectl.apply(PODS);
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-}
-
-fn kill(pid: i32) {
-    let pid = Pid::from_raw(pid).expect("a live process has a pid above 0");
-    kill_process(pid, Signal::KILL).expect("the process runs");
 }

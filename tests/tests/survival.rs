@@ -4,20 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pith_tests::{Cluster, Kubectl, until};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const WEB: &str = include_str!("manifests/six.yaml");
-
-fn kill(pid: i64) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a live process has a pid above 0");
-    kill_process(pid, Signal::KILL).expect("the process runs");
-}
-
-fn replica(status: &Value, name: &str) -> Value {
-    let replicas = status["replicas"].as_array().expect("a list");
-    replicas.iter().find(|replica| replica["name"] == name).expect("a replica of that name").clone()
-}
 
 /// Container ids and restart counts by pod: equal before and after means that nothing was restarted.
 fn containers(kubectl: &Kubectl) -> BTreeMap<String, (String, u64)> {
@@ -44,7 +33,7 @@ fn a_killed_replica_process_comes_back_to_its_containers() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let Some(kubectl) = start_web(&cluster) else { return };
     let before = containers(&kubectl);
-    kill(replica(&cluster.status(), "replica-1")["pid"].as_i64().expect("it runs"));
+    cluster.kill_replica("replica-1");
     let reply = cluster.pith(&["up", "--detach", "--replicas", "2"]);
     assert!(reply.ok, "{}", reply.stderr);
     assert_eq!(containers(&kubectl), before);
@@ -66,7 +55,7 @@ fn a_killed_primary_keeps_every_acknowledged_object() {
     for number in 0..20 {
         kubectl.run(&["create", "configmap", &format!("kept-{number}"), "--from-literal=a=b"]);
     }
-    kill(cluster.status()["primary"].as_i64().expect("it runs"));
+    cluster.kill_primary();
     let reply = cluster.pith(&["up", "--detach", "--replicas", "1"]);
     assert!(reply.ok, "{}", reply.stderr);
     let names = kubectl.run(&["get", "configmaps", "-o", "name"]);
@@ -81,7 +70,7 @@ fn a_killed_primary_keeps_every_acknowledged_object() {
 fn pods_of_a_lost_replica_run_elsewhere() {
     let Some(cluster) = Cluster::start(2, &["--node-grace", "8", "--eviction-grace", "1"]) else { return };
     let Some(kubectl) = start_web(&cluster) else { return };
-    kill(replica(&cluster.status(), "replica-2")["pid"].as_i64().expect("it runs"));
+    cluster.kill_replica("replica-2");
     cluster.kill_pods("replica-2");
     until("six pods are ready on the replica that is left", Duration::from_secs(90), || {
         let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);

@@ -24,9 +24,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Builds everything in release mode and returns the folder of the programs.
 pub(crate) fn programs() -> Result<PathBuf> {
-    run(Command::new("cargo")
-        .args(["build", "--release", "--package=pith", "--package=pith-podd"])
-        .current_dir(root()))?;
+    // The whole workspace in one call: cargo then settles the features of dependencies once, and builds them once.
+    run(Command::new("cargo").args(["build", "--release", "--workspace"]).current_dir(root()))?;
     programs_dir()
 }
 

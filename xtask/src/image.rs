@@ -6,14 +6,13 @@
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use crate::build::{programs_dir, root, run};
+use crate::build::{programs, root};
 
 /// Media types of the OCI image specification.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -51,10 +50,9 @@ const IMAGES: [Image; 3] = [
     },
 ];
 
-/// Builds all images into `target/images` and returns the folder.
+/// Writes all images into `target/images` and returns the folder.
 pub(crate) fn build() -> Result<PathBuf> {
-    run(Command::new("cargo").args(["build", "--release", "--package=pith-probe"]).current_dir(root()))?;
-    let binary = programs_dir()?.join("pith-probe");
+    let binary = programs()?.join("pith-probe");
     let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
     let folder = root().join("target/images");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;

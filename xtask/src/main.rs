@@ -8,7 +8,6 @@ mod bench;
 mod build;
 mod codegen;
 mod image;
-mod kubernetes;
 mod test;
 mod tidy;
 mod tools;
@@ -30,10 +29,10 @@ enum Command {
         /// Only tests whose name contains one of these.
         filter: Vec<String>,
     },
-    /// Measure, beside the numbers to hold.
+    /// Measure, beside the numbers to hold; `help` lists what.
     Bench {
-        #[command(subcommand)]
-        part: Bench,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Build the demo and probe images into target/images.
     Image,
@@ -47,17 +46,11 @@ enum Command {
     },
 }
 
-#[derive(Subcommand)]
-enum Bench {
-    /// Start times of clusters and pods, and memory.
-    Start,
-}
-
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Up => up::up(),
         Command::Test { filter } => test::test(&filter),
-        Command::Bench { part: Bench::Start } => bench::start(),
+        Command::Bench { arguments } => bench::bench(&arguments),
         Command::Image => image::build().map(drop),
         Command::Tidy => tidy::run(),
         Command::Codegen { kubectl } => codegen::run(&kubectl),

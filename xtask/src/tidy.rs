@@ -31,7 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// These wire everything together and may use any crate.
-const WIRING: &[&str] = &["pith", "pith-tests", "xtask"];
+const WIRING: &[&str] = &["pith", "pith-bench", "pith-tests", "xtask"];
 
 pub(crate) fn run() -> Result<()> {
     let output = Command::new("cargo")

@@ -1,11 +1,11 @@
-//! `cargo xtask bench start`: how long a cluster and its pods take to start, and what they cost in memory.
+//! How long a cluster and its pods take to start, and what they cost in memory.
 //!
 //! A cluster of its own, next to whatever runs: `up` until all replicas are Ready, several times; then pods created
 //! through the API until they are Running, one at a time and a hundred at once; then the memory of each process,
 //! idle and with those pods.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use super::memory;
-use crate::build::{programs, root, run};
-use crate::{image, kubernetes};
+use crate::{kubernetes, memory, run as run_command};
 
 const NAME: &str = "pith-bench";
 const UPS: usize = 5;
@@ -27,10 +25,9 @@ const SINGLE_PODS: usize = 30;
 const POD_CROWD: usize = 100;
 const DEADLINE: Duration = Duration::from_secs(120);
 
-pub(crate) fn start() -> Result<()> {
-    let pith = programs()?.join("pith");
-    image::build()?;
-    let bench = Bench { pith, dir: std::env::temp_dir().join(NAME) };
+pub(crate) fn run(pith: &Path, images: &Path) -> Result<()> {
+    let bench =
+        Bench { pith: pith.to_owned(), images: images.to_owned(), dir: std::env::temp_dir().join(NAME) };
     let outcome = bench.measure();
     let down = bench.down();
     let lines = outcome?;
@@ -44,6 +41,7 @@ pub(crate) fn start() -> Result<()> {
 
 struct Bench {
     pith: PathBuf,
+    images: PathBuf,
     dir: PathBuf,
 }
 
@@ -61,7 +59,7 @@ impl Bench {
     }
 
     fn down(&self) -> Result<()> {
-        run(&mut self.pith(&["down"]))
+        run_command(&mut self.pith(&["down"]))
     }
 
     fn measure(&self) -> Result<Vec<Line>> {
@@ -72,8 +70,8 @@ impl Bench {
             hold: "≤ 2000 ms (k3s: tens of seconds)",
         }];
         lines.extend(self.idle_memory()?);
-        let archive = root().join("target/images/demo-v1.tar");
-        run(self.pith(&["image", "import"]).arg(archive))?;
+        let archive = self.images.join("demo-v1.tar");
+        run_command(self.pith(&["image", "import"]).arg(archive))?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
         runtime.block_on(async {
@@ -90,7 +88,7 @@ impl Bench {
     fn up(&self) -> Result<f64> {
         self.down()?;
         let begin = Instant::now();
-        run(&mut self.pith(&["up", "--detach", "--replicas", "3"]))?;
+        run_command(&mut self.pith(&["up", "--detach", "--replicas", "3"]))?;
         Ok(begin.elapsed().as_secs_f64() * 1000.0)
     }
 
