@@ -1,0 +1,543 @@
+//! Cluster addresses and node ports of Services: each is given to one Service at a time.
+//!
+//! What is taken is kept in memory, rebuilt from the stored Services at every start, so it cannot disagree with
+//! them for longer than a process lives. A write reserves first and keeps or gives back when it is decided:
+//!
+//! ```text
+//!  free ──reserve──► reserved ──stored──► taken ──Service deleted or changed──► free
+//!                        └─────refused──────────────────────────────────────────► free
+//! ```
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use pith_api::{ApiError, FieldError, meta};
+use rand::Rng;
+use serde_json::{Value, json};
+
+use crate::verbs::Call;
+
+/// `--service-node-port-range`'s default.
+pub(crate) const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Where the addresses of Services come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    base: Ipv4Addr,
+    prefix: u8,
+}
+
+/// A text that is no usable range of addresses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an IPv4 range like 10.96.0.0/16 with a prefix of 8 to 28 bits")]
+pub struct NoCidr(String);
+
+impl FromStr for ServiceCidr {
+    type Err = NoCidr;
+
+    fn from_str(text: &str) -> Result<Self, NoCidr> {
+        let parsed = text.split_once('/').and_then(|(base, prefix)| {
+            let base: Ipv4Addr = base.parse().ok()?;
+            let prefix: u8 = prefix.parse().ok().filter(|prefix| (8..=28).contains(prefix))?;
+            let mask = u32::MAX << (32 - prefix);
+            Some(Self { base: Ipv4Addr::from(u32::from(base) & mask), prefix })
+        });
+        parsed.ok_or_else(|| NoCidr(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ServiceCidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix)
+    }
+}
+
+impl ServiceCidr {
+    /// The address of the Service `kubernetes`.
+    pub fn first(&self) -> Ipv4Addr {
+        self.nth(1)
+    }
+
+    fn nth(&self, index: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + index)
+    }
+
+    /// Addresses, without the network's own and the broadcast address.
+    fn usable(&self) -> u32 {
+        (1 << (32 - self.prefix)) - 2
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        let offset = u32::from(address).wrapping_sub(u32::from(self.base));
+        (1..=self.usable()).contains(&offset)
+    }
+
+    /// The part that is given out by preference; the lower part stays for those who choose an address
+    /// themselves (KEP-3070): min(max(16, size / 16), 256) addresses.
+    fn dynamic_from(&self) -> u32 {
+        (self.usable() / 16).clamp(16, 256).min(self.usable() / 2)
+    }
+}
+
+/// Which Service holds what.
+#[derive(Debug)]
+pub(crate) struct Allocations {
+    cidr: ServiceCidr,
+    taken: Arc<Mutex<Taken>>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    addresses: HashMap<Ipv4Addr, Owner>,
+    ports: HashMap<u16, Owner>,
+}
+
+/// A Service's uid: names come again.
+type Owner = String;
+
+/// Reservations of one write.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    taken: Arc<Mutex<Taken>>,
+    owner: Owner,
+    addresses: Vec<Ipv4Addr>,
+    ports: Vec<u16>,
+    /// What the Service no longer needs once the write happened.
+    dropped_addresses: Vec<Ipv4Addr>,
+    dropped_ports: Vec<u16>,
+    kept: bool,
+}
+
+fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+    // Nothing that can panic happens under this lock.
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Taken {
+    fn free(&mut self, owner: &Owner, addresses: &[Ipv4Addr], ports: &[u16]) {
+        for address in addresses {
+            if self.addresses.get(address) == Some(owner) {
+                self.addresses.remove(address);
+            }
+        }
+        for port in ports {
+            if self.ports.get(port) == Some(owner) {
+                self.ports.remove(port);
+            }
+        }
+    }
+}
+
+impl Reserved {
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+        lock(&self.taken).free(&self.owner, &self.dropped_addresses, &self.dropped_ports);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !self.kept {
+            lock(&self.taken).free(&self.owner, &self.addresses, &self.ports);
+        }
+    }
+}
+
+/// The addresses and node ports that a Service's object names.
+fn held(service: &Value) -> (Vec<Ipv4Addr>, Vec<u16>) {
+    let spec = &service["spec"];
+    let addresses =
+        std::iter::once(&spec["clusterIP"]).chain(spec["clusterIPs"].as_array().into_iter().flatten());
+    let mut addresses: Vec<Ipv4Addr> =
+        addresses.filter_map(|address| address.as_str().and_then(|text| text.parse().ok())).collect();
+    addresses.dedup();
+    let ports = spec["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
+    let ports = ports.chain(std::iter::once(&spec["healthCheckNodePort"]));
+    let ports =
+        ports.filter_map(|port| u16::try_from(port.as_u64()?).ok().filter(|port| *port != 0)).collect();
+    (addresses, ports)
+}
+
+fn service_type(service: &Value) -> &str {
+    service["spec"]["type"].as_str().unwrap_or("ClusterIP")
+}
+
+fn has_node_ports(service: &Value) -> bool {
+    match service_type(service) {
+        "NodePort" => true,
+        "LoadBalancer" => service["spec"]["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true),
+        _ => false,
+    }
+}
+
+impl Allocations {
+    /// What the stored Services hold. One that is outside the range or taken twice is reported and left alone:
+    /// its traffic may still work, and only its owner can decide.
+    pub(crate) fn rebuild<'a>(cidr: ServiceCidr, services: impl Iterator<Item = &'a Value>) -> Self {
+        let mut taken = Taken::default();
+        for service in services {
+            let owner = meta::text(service, "uid").to_owned();
+            let name = format!("{}/{}", meta::text(service, "namespace"), meta::name(service));
+            let (addresses, ports) = held(service);
+            for address in addresses {
+                if !cidr.contains(address) {
+                    tracing::warn!(service = %name, %address, range = %cidr, "cluster address outside the range");
+                }
+                let other = taken.addresses.insert(address, owner.clone());
+                if other.is_some_and(|other| other != owner) {
+                    tracing::warn!(service = %name, %address, "cluster address is held by two Services");
+                }
+            }
+            for port in ports {
+                let other = taken.ports.insert(port, owner.clone());
+                if other.is_some_and(|other| other != owner) {
+                    tracing::warn!(service = %name, port, "node port is held by two Services");
+                }
+            }
+        }
+        Self { cidr, taken: Arc::new(Mutex::new(taken)) }
+    }
+
+    /// A Service is gone.
+    pub(crate) fn release(&self, service: &Value) {
+        let (addresses, ports) = held(service);
+        lock(&self.taken).free(&meta::text(service, "uid").to_owned(), &addresses, &ports);
+    }
+
+    fn reserving(&self, service: &Value) -> Reserved {
+        Reserved {
+            taken: self.taken.clone(),
+            owner: meta::text(service, "uid").to_owned(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            dropped_addresses: Vec::new(),
+            dropped_ports: Vec::new(),
+            kept: false,
+        }
+    }
+
+    /// Gives a Service the addresses and ports that it needs and does not have.
+    fn assign(&self, service: &mut Value, reserved: &mut Reserved) -> Result<(), Vec<FieldError>> {
+        let mut errors = Vec::new();
+        if service_type(service) != "ExternalName" {
+            self.assign_address(service, reserved, &mut errors);
+        }
+        if has_node_ports(service) {
+            self.assign_ports(service, reserved, &mut errors);
+        }
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors),
+        }
+    }
+
+    fn assign_address(&self, service: &mut Value, reserved: &mut Reserved, errors: &mut Vec<FieldError>) {
+        let spec = &mut service["spec"];
+        let given = [&spec["clusterIP"], &spec["clusterIPs"][0]];
+        let given =
+            given.into_iter().filter_map(Value::as_str).find(|text| !text.is_empty()).map(str::to_owned);
+        let address = match given.as_deref() {
+            Some("None") => "None".to_owned(),
+            Some(text) => {
+                let refuse = |why: &str| {
+                    FieldError::invalid(
+                        "spec.clusterIPs",
+                        &json!([text]),
+                        &format!("failed to allocate IP {text}: {why}"),
+                    )
+                };
+                match text.parse::<Ipv4Addr>() {
+                    // What is no address is validation's to refuse.
+                    Err(_) => return,
+                    Ok(address) if !self.cidr.contains(address) => {
+                        errors.push(refuse(&format!(
+                            "the provided IP ({text}) is not in the valid range. The range of valid IPs is {}",
+                            self.cidr
+                        )));
+                        return;
+                    }
+                    Ok(address) => match self.take_address(address, reserved) {
+                        true => text.to_owned(),
+                        false => {
+                            errors.push(refuse("provided IP is already allocated"));
+                            return;
+                        }
+                    },
+                }
+            }
+            None => match self.any_address(reserved) {
+                Some(address) => address.to_string(),
+                None => {
+                    errors.push(FieldError::invalid(
+                        "spec.clusterIPs",
+                        &json!([]),
+                        "failed to allocate a serviceIP: range is full",
+                    ));
+                    return;
+                }
+            },
+        };
+        spec["clusterIP"] = address.as_str().into();
+        spec["clusterIPs"] = json!([address]);
+        if spec["ipFamilies"].is_null() {
+            spec["ipFamilies"] = json!(["IPv4"]);
+        }
+        if spec["ipFamilyPolicy"].is_null() {
+            spec["ipFamilyPolicy"] = "SingleStack".into();
+        }
+    }
+
+    fn take_address(&self, address: Ipv4Addr, reserved: &mut Reserved) -> bool {
+        let mut taken = lock(&self.taken);
+        match taken.addresses.get(&address) {
+            Some(owner) => *owner == reserved.owner,
+            None => {
+                taken.addresses.insert(address, reserved.owner.clone());
+                reserved.addresses.push(address);
+                true
+            }
+        }
+    }
+
+    /// A free address, from a random place on, first of the upper part of the range.
+    fn any_address(&self, reserved: &mut Reserved) -> Option<Ipv4Addr> {
+        let (split, end) = (self.cidr.dynamic_from(), self.cidr.usable());
+        let upper = split + 1..=end;
+        let start = rand::rng().random_range(upper.clone());
+        // The first address is the Service kubernetes's, also before that exists.
+        let order = (start..=end).chain(split + 1..start).chain(2..=split);
+        let mut taken = lock(&self.taken);
+        let address =
+            order.map(|index| self.cidr.nth(index)).find(|address| !taken.addresses.contains_key(address))?;
+        taken.addresses.insert(address, reserved.owner.clone());
+        reserved.addresses.push(address);
+        Some(address)
+    }
+
+    fn assign_ports(&self, service: &mut Value, reserved: &mut Reserved, errors: &mut Vec<FieldError>) {
+        let Some(ports) = service["spec"]["ports"].as_array_mut() else { return };
+        for (index, port) in ports.iter_mut().enumerate() {
+            let path = format!("spec.ports[{index}].nodePort");
+            let given = port["nodePort"].as_i64().unwrap_or(0);
+            if given == 0 {
+                match self.any_port(reserved) {
+                    Some(free) => port["nodePort"] = free.into(),
+                    None => errors.push(FieldError::invalid(
+                        path,
+                        &json!(0),
+                        "failed to allocate a nodePort: range is full",
+                    )),
+                }
+                continue;
+            }
+            let free = u16::try_from(given).ok().filter(|port| NODE_PORTS.contains(port));
+            match free {
+                None => errors.push(FieldError::invalid(
+                    path,
+                    &json!(given),
+                    &format!(
+                        "provided port is not in the valid range. The range of valid ports is {}-{}",
+                        NODE_PORTS.start(),
+                        NODE_PORTS.end()
+                    ),
+                )),
+                Some(number) if self.take_port(number, reserved) => {}
+                Some(_) => {
+                    errors.push(FieldError::invalid(
+                        path,
+                        &json!(given),
+                        "provided port is already allocated",
+                    ));
+                }
+            }
+        }
+    }
+
+    /// One Service may use a port for several protocols.
+    fn take_port(&self, port: u16, reserved: &mut Reserved) -> bool {
+        let mut taken = lock(&self.taken);
+        match taken.ports.get(&port) {
+            Some(owner) => *owner == reserved.owner,
+            None => {
+                taken.ports.insert(port, reserved.owner.clone());
+                reserved.ports.push(port);
+                true
+            }
+        }
+    }
+
+    fn any_port(&self, reserved: &mut Reserved) -> Option<u16> {
+        let (first, last) = (*NODE_PORTS.start(), *NODE_PORTS.end());
+        let start = rand::rng().random_range(NODE_PORTS);
+        let mut taken = lock(&self.taken);
+        let port = (start..=last).chain(first..start).find(|port| !taken.ports.contains_key(port))?;
+        taken.ports.insert(port, reserved.owner.clone());
+        reserved.ports.push(port);
+        Some(port)
+    }
+}
+
+pub(super) fn create(call: &Call, service: &mut Value) -> Result<Reserved, ApiError> {
+    let allocations = &call.state.services;
+    let mut reserved = allocations.reserving(service);
+    let outcome = allocations.assign(service, &mut reserved);
+    outcome.map_err(|errors| call.target.kind.invalid(meta::name(service), &errors))?;
+    Ok(reserved)
+}
+
+pub(super) fn update(call: &Call, new: &mut Value, old: &Value) -> Result<Reserved, ApiError> {
+    let allocations = &call.state.services;
+    let mut reserved = allocations.reserving(old);
+    carry_over(new, old);
+    let outcome = allocations.assign(new, &mut reserved);
+    outcome.map_err(|errors| call.target.kind.invalid(meta::name(old), &errors))?;
+    let ((old_addresses, old_ports), (addresses, ports)) = (held(old), held(new));
+    reserved.dropped_addresses = old_addresses.into_iter().filter(|a| !addresses.contains(a)).collect();
+    reserved.dropped_ports = old_ports.into_iter().filter(|p| !ports.contains(p)).collect();
+    Ok(reserved)
+}
+
+/// What the server gave and the client does not repeat stays (upstream: `patchAllocatedValues`), and what the
+/// new type has no use for goes.
+fn carry_over(new: &mut Value, old: &Value) {
+    let has_address = |service: &Value| service_type(service) != "ExternalName";
+    if has_address(new) && has_address(old) {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let absent = match &new["spec"][field] {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                _ => false,
+            };
+            if absent && !old["spec"][field].is_null() {
+                new["spec"][field] = old["spec"][field].clone();
+            }
+        }
+    } else if !has_address(new)
+        && let Some(spec) = new["spec"].as_object_mut()
+    {
+        for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            spec.shift_remove(field);
+        }
+        if spec.get("clusterIP") == old["spec"].get("clusterIP") {
+            spec.shift_remove("clusterIP");
+        }
+    }
+    let keeps_ports = has_node_ports(new);
+    let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        let same = |found: &&Value| found["port"] == port["port"] && found["protocol"] == port["protocol"];
+        let had = before.iter().find(same).map(|found| found["nodePort"].clone()).unwrap_or(Value::Null);
+        if keeps_ports && port["nodePort"].as_i64().unwrap_or(0) == 0 && !had.is_null() {
+            port["nodePort"] = had;
+        } else if !keeps_ports
+            && port["nodePort"] == had
+            && let Some(port) = port.as_object_mut()
+        {
+            port.shift_remove("nodePort");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(uid: &str, spec: Value) -> Value {
+        json!({"metadata": {"name": uid, "namespace": "default", "uid": uid}, "spec": spec})
+    }
+
+    fn allocations(cidr: &str, services: &[Value]) -> Allocations {
+        Allocations::rebuild(cidr.parse().expect("a range"), services.iter())
+    }
+
+    fn assign(allocations: &Allocations, service: &mut Value) -> Result<Reserved, Vec<FieldError>> {
+        let mut reserved = allocations.reserving(service);
+        allocations.assign(service, &mut reserved).map(|()| reserved)
+    }
+
+    #[test]
+    fn ranges_are_read_or_refused() {
+        let cidr: ServiceCidr = "10.96.3.4/16".parse().expect("a range");
+        assert_eq!((cidr.to_string(), cidr.first().to_string()), ("10.96.0.0/16".into(), "10.96.0.1".into()));
+        for text in ["", "10.96.0.0", "10.96.0.0/33", "10.96.0.0/4", "fd00::/108", "x/16"] {
+            assert!(text.parse::<ServiceCidr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_service_gets_an_address_of_its_own_until_the_range_is_full() {
+        let allocations = allocations("10.96.0.0/28", &[]);
+        let mut seen = std::collections::HashSet::new();
+        let mut kept = Vec::new();
+        for index in 0..13 {
+            let mut service = service(&format!("s{index}"), json!({"type": "ClusterIP"}));
+            kept.push(assign(&allocations, &mut service).expect("a free address"));
+            assert!(seen.insert(service["spec"]["clusterIP"].as_str().expect("an address").to_owned()));
+        }
+        assert!(!seen.contains("10.96.0.1"), "that is the Service kubernetes's");
+        let mut one_more = service("more", json!({}));
+        assert!(assign(&allocations, &mut one_more).is_err());
+        kept.pop();
+        assert!(assign(&allocations, &mut one_more).is_ok(), "what a refused write reserved is free again");
+    }
+
+    #[test]
+    fn chosen_addresses_and_ports_are_checked() {
+        let held = service(
+            "held",
+            json!({"type": "NodePort", "clusterIP": "10.96.0.10", "ports": [{"port": 80, "nodePort": 30080}]}),
+        );
+        let allocations = allocations("10.96.0.0/16", &[held]);
+        for (spec, expect) in [
+            (
+                json!({"clusterIP": "10.96.0.10"}),
+                "spec.clusterIPs: Invalid value: [\"10.96.0.10\"]: failed to allocate IP 10.96.0.10: provided IP is already allocated",
+            ),
+            (
+                json!({"clusterIP": "10.1.0.1"}),
+                "spec.clusterIPs: Invalid value: [\"10.1.0.1\"]: failed to allocate IP 10.1.0.1: the provided IP (10.1.0.1) is not in the valid range. The range of valid IPs is 10.96.0.0/16",
+            ),
+            (
+                json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30080}]}),
+                "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated",
+            ),
+            (
+                json!({"type": "NodePort", "ports": [{"port": 1}, {"port": 2, "nodePort": 80}]}),
+                "spec.ports[1].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767",
+            ),
+        ] {
+            let mut service = service("new", spec);
+            let errors = assign(&allocations, &mut service).expect_err(expect);
+            assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [expect]);
+        }
+        let mut same_port_twice = service(
+            "udp",
+            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}, {"port": 53, "protocol": "TCP", "nodePort": 30053}]}),
+        );
+        assert!(assign(&allocations, &mut same_port_twice).is_ok());
+    }
+
+    #[test]
+    fn what_was_given_stays_and_what_is_of_no_use_goes() {
+        let old = service(
+            "s",
+            json!({"type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+                   "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}),
+        );
+        let mut new = service("s", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
+        carry_over(&mut new, &old);
+        assert_eq!(new, old);
+        let mut new = old.clone();
+        new["spec"]["type"] = "ClusterIP".into();
+        carry_over(&mut new, &old);
+        assert_eq!(new["spec"]["ports"][0].get("nodePort"), None);
+        assert_eq!(new["spec"]["clusterIP"], "10.96.0.10");
+    }
+}
