@@ -79,6 +79,53 @@ fn check_content(image: &Image) {
     assert_eq!((cache.mtime(), cache.mode() & 0o7777), (1_700_000_000, 0o755));
 }
 
+/// The kernel is the judge of whiteouts and opaque folders: mounted in a mount namespace of its own.
+#[test]
+fn overlayfs_reads_the_layers() {
+    if !is_root("overlayfs_reads_the_layers") {
+        return;
+    }
+    let (dir, store) = store();
+    let lower = tar_of(&[
+        Item::File("gone", b"1"),
+        Item::File("kept", b"2"),
+        Item::File("emptied/old", b"3"),
+        Item::File("replaced/old", b"4"),
+        Item::File("folder/old", b"5"),
+    ]);
+    let upper = tar_of(&[
+        Item::File(".wh.gone", b""),
+        Item::File("emptied/.wh..wh..opq", b""),
+        Item::File("emptied/new", b"6"),
+        Item::File(".wh.replaced", b""),
+        Item::File("replaced", b"7"),
+        Item::File(".wh.folder", b""),
+        Item::Dir("folder/"),
+        Item::File("folder/new", b"8"),
+    ]);
+    // The lowest again on top of nothing new: overlayfs would refuse to stack it twice.
+    let parts = Parts::new("x", vec![lower.clone(), tar_of(&[]), upper, tar_of(&[])]);
+    let image =
+        import(&store, &write_file(dir.path(), "x.tar", &archive(&parts.docker_files()))).expect("import");
+    let lowerdirs: Vec<_> = image[0].lowerdirs().iter().map(|dir| dir.display().to_string()).collect();
+    assert_eq!(lowerdirs.len(), 3, "equal layers are stacked once");
+    let target = dir.path().join("merged");
+    std::fs::create_dir(&target).expect("make");
+    let script =
+        r#"mount -t overlay -o "ro,lowerdir=$1" none "$2" && cd "$2" && find . -type f | sort | xargs"#;
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh", &lowerdirs.join(":")])
+        .arg(&target)
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let files = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            assert_eq!(files, "./emptied/new ./folder/new ./kept ./replaced");
+        }
+        other => eprintln!("SKIPPED: overlayfs_reads_the_layers: no overlayfs or no unshare here: {other:?}"),
+    }
+}
+
 #[test]
 fn names() {
     if !is_root("names") {
