@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod codegen;
+mod ebpf;
 mod image;
 mod test;
 mod tidy;
@@ -36,6 +37,8 @@ enum Command {
     },
     /// Build the demo and probe images into target/images.
     Image,
+    /// Build the eBPF programs, or check that the committed object is theirs.
+    Ebpf(ebpf::Options),
     /// Check the layering between crates and the shape of files.
     Tidy,
     /// Write the table of API types (orchestrator/api/schema/types.txt) from what a stock kubectl carries.
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test { filter } => test::test(&filter),
         Command::Bench { arguments } => bench::bench(&arguments),
         Command::Image => image::build().map(drop),
+        Command::Ebpf(options) => ebpf::run(&options),
         Command::Tidy => tidy::run(),
         Command::Codegen { kubectl } => codegen::run(&kubectl),
     }

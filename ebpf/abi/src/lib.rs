@@ -1,1 +1,112 @@
-//! ebpf/abi
+//! The contract between the eBPF programs and user space: names, keys and values of every map.
+//!
+//! Invariant: a change of anything here that an older proxy or program would misread raises [`LAYOUT`].
+//! Types have a fixed size (asserted), no implicit padding, and say their byte order in the field's name:
+//! `_be` is network order exactly as it lies in a packet, everything else is the machine's order.
+//!
+//! ```text
+//! FRONTENDS  Frontend ──► FrontendTarget ─┐            hash, one entry an address:port/protocol
+//! SERVICES   index    ──► Service ◄───────┘            array, the pointer that swaps a generation
+//! BACKENDS   slot     ──► Backend ◄─ Service.head      array, generations as runs of slots
+//! AFFINITY   AffinityKey ► Affinity                    LRU hash, ClientIP affinity
+//! PEERS      socket   ──► Peers                        socket storage, dies with the socket
+//! FLOWS      reply Tuple ► Flow                        hash, the one record of a translated flow
+//! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
+//! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
+//! NODE       0        ──► NodeConfig                   array of one
+//! REASONS    Reason   ──► count a CPU                  per-CPU array
+//! ```
+
+#![no_std]
+
+mod flow;
+mod node;
+mod reason;
+mod service;
+mod socket;
+
+pub use flow::{Flow, FlowFlags, FlowState, Tuple};
+pub use node::{NodeClass, NodeConfig, NodeFlags};
+pub use reason::{REASON_COUNT, Reason};
+pub use service::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE,
+    MAX_SLOTS, Service,
+};
+pub use socket::{PEERS_A_SOCKET, Peer, Peers};
+
+/// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
+pub const LAYOUT: u32 = 1;
+
+/// Names of the maps as the object file and bpffs know them.
+pub mod map_name {
+    pub const FRONTENDS: &str = "FRONTENDS";
+    pub const SERVICES: &str = "SERVICES";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const AFFINITY: &str = "AFFINITY";
+    pub const PEERS: &str = "PEERS";
+    pub const FLOWS: &str = "FLOWS";
+    pub const FORWARD: &str = "FORWARD";
+    pub const NODES: &str = "NODES";
+    pub const NODE: &str = "NODE";
+    pub const REASONS: &str = "REASONS";
+
+    pub const ALL: [&str; 10] =
+        [FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS];
+}
+
+/// Sizes of the maps as the object file declares them; user space may choose others when it creates them.
+pub mod default_limit {
+    /// Addresses × ports that may be Services: about two a Service port (ClusterIP and node port).
+    pub const FRONTENDS: u32 = 65_536;
+    /// Balancing groups: one a Service port, two where internal and external policy differ.
+    pub const SERVICES: u32 = 65_536;
+    /// Endpoints of all Services together, plus room for the generation being written.
+    pub const BACKENDS: u32 = 262_144;
+    /// Clients remembered by Services with ClientIP affinity.
+    pub const AFFINITY: u32 = 4_096;
+    /// Flows translated at the uplink at one time: node ports from outside, pods to the outside.
+    pub const FLOWS: u32 = 65_536;
+    /// Addresses of nodes.
+    pub const NODES: u32 = 16_384;
+}
+
+/// Protocol numbers of IP that Services know (RFC 5237 registry).
+pub mod proto {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const SCTP: u8 = 132;
+}
+
+/// Lets user space copy the types to and from maps as bytes.
+#[cfg(feature = "user")]
+mod user {
+    #![allow(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
+
+    use super::*;
+
+    macro_rules! pod {
+        ($($ty:ty),+ $(,)?) => {
+            $(
+                // SAFETY: the type is Copy, repr(C) or repr(transparent) over integers only, any bit
+                // pattern is a value of it, and its assertions show that it has no implicit padding.
+                unsafe impl aya::Pod for $ty {}
+            )+
+        };
+    }
+
+    pod!(
+        Affinity,
+        AffinityKey,
+        Backend,
+        Flow,
+        Frontend,
+        FrontendTarget,
+        NodeClass,
+        NodeConfig,
+        Peer,
+        Peers,
+        Service,
+        Tuple
+    );
+}

@@ -1,0 +1,58 @@
+//! What the programs know of the node they run on and of the others.
+
+/// What an address in NODES is: a set of bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct NodeClass(pub u32);
+
+impl NodeClass {
+    /// An address of this node: its node ports answer there.
+    pub const OWN: u32 = 1;
+    /// An address of another node: pods reach it under their own address.
+    pub const OTHER: u32 = 2;
+}
+
+/// Bits of [`NodeConfig::flags`].
+pub struct NodeFlags;
+
+impl NodeFlags {
+    /// Pods reach what is neither a pod nor a node under the node's address.
+    pub const MASQUERADE: u32 = 1;
+}
+
+/// Configuration of the programs; all zero until the uplink is attached, when nothing is translated there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct NodeConfig {
+    /// The address under which translated packets leave the uplink; 0 switches the uplink programs off.
+    pub addr_be: u32,
+    /// Addresses of this node's pods: `address & mask == net`. An empty mask means none.
+    pub pod_net_be: u32,
+    pub pod_mask_be: u32,
+    /// Addresses of all pods.
+    pub cluster_net_be: u32,
+    pub cluster_mask_be: u32,
+    /// Interface whose packets are translated.
+    pub uplink: u32,
+    /// [`NodeFlags`].
+    pub flags: u32,
+    /// Ports that translated sources are given, first and last, in the machine's byte order.
+    pub snat_first: u16,
+    pub snat_last: u16,
+    /// Cookie of the node's network namespace: only there is 127.0.0.1 the node.
+    pub netns_cookie: u64,
+}
+
+impl NodeConfig {
+    #[inline(always)]
+    pub const fn is_local_pod(&self, addr_be: u32) -> bool {
+        self.pod_mask_be != 0 && addr_be & self.pod_mask_be == self.pod_net_be
+    }
+
+    #[inline(always)]
+    pub const fn is_pod(&self, addr_be: u32) -> bool {
+        self.cluster_mask_be != 0 && addr_be & self.cluster_mask_be == self.cluster_net_be
+    }
+}
+
+const _: () = assert!(size_of::<NodeConfig>() == 40);

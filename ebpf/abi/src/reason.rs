@@ -1,0 +1,101 @@
+//! Why a packet or a socket call got its verdict. Each has a counter in REASONS.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Index into REASONS.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its index.
+            pub const ALL: &[Reason] = &[$(Reason::$variant,)+];
+
+            /// Name in metrics and reports.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => $name,)+
+                }
+            }
+
+            /// What it means, in a sentence.
+            pub const fn describe(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => concat!($($doc,)+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+// Append only: the index is part of the layout.
+reasons! {
+    /// A socket went to an address that is no Service.
+    SocketDirect = "socket_direct",
+    /// A socket went to a Service and was given a backend.
+    SocketTranslated = "socket_translated",
+    /// A socket went to a Service without endpoints and was refused.
+    SocketNoEndpoints = "socket_no_endpoints",
+    /// A datagram kept the backend its socket used before.
+    SocketKept = "socket_kept",
+    /// A socket was shown the Service's address in place of the backend's.
+    SocketReverse = "socket_reverse",
+    /// The kernel refused storage for a socket: replies show the backend's address.
+    SocketNoStorage = "socket_no_storage",
+    /// A generation was replaced during every try to read it.
+    GenerationRace = "generation_race",
+    /// A packet at the uplink is none of ours.
+    UplinkPass = "uplink_pass",
+    /// A packet at the uplink that is not IPv4.
+    UplinkNotIpv4 = "uplink_not_ipv4",
+    /// A packet at the uplink is too short or malformed; the host stack judges it.
+    UplinkMalformed = "uplink_malformed",
+    /// A later fragment at the uplink: its ports are not known.
+    UplinkFragment = "uplink_fragment",
+    /// A first packet to a node port was given a backend on this node.
+    NodePortLocal = "node_port_local",
+    /// A first packet to a node port was given a backend elsewhere.
+    NodePortRemote = "node_port_remote",
+    /// A node port without endpoints; the host stack refuses it (RST or ICMP).
+    NodePortNoEndpoints = "node_port_no_endpoints",
+    /// A packet to a node port belongs to no flow and does not begin one; the host stack answers.
+    NodePortNoFlow = "node_port_no_flow",
+    /// A packet of a known flow, in the direction it began.
+    FlowForward = "flow_forward",
+    /// A packet of a known flow, in the other direction.
+    FlowReply = "flow_reply",
+    /// A first packet from a pod to the outside left under the node's address.
+    Masqueraded = "masqueraded",
+    /// A packet that must leave under the node's address belongs to no flow and cannot begin one.
+    MasqueradeNoFlow = "masquerade_no_flow",
+    /// The flow table is full: no new flow is begun, those it holds go on.
+    FlowTableFull = "flow_table_full",
+    /// No source port was free towards that destination.
+    NoSourcePort = "no_source_port",
+    /// The tuple of the replies is taken by another live flow.
+    ReplyTaken = "reply_taken",
+    /// An ICMP error was translated together with the packet inside it.
+    IcmpError = "icmp_error",
+    /// A packet ran out of hops.
+    TtlExceeded = "ttl_exceeded",
+    /// The kernel refused to change the packet.
+    RewriteFailed = "rewrite_failed",
+}
+
+/// Number of counters.
+pub const REASON_COUNT: usize = Reason::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_is_position() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{}", reason.name());
+            assert!(reason.describe().ends_with('.'), "{}", reason.name());
+        }
+    }
+}

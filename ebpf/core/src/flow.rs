@@ -1,0 +1,118 @@
+//! Life of a translated flow.
+//!
+//! ```text
+//!            reply             FIN first            FIN other
+//! Opening ─────────► Open ───────────────► ClosedByFirst ─────┐
+//!    │                │  └───────────────► ClosedByOther ───┐ │
+//!    │                │       FIN other        FIN first    ▼ ▼
+//!    └──── RST ───────┴──────── RST, from either ───────► Closed
+//!                                                            │ SYN first
+//!                                    Opening ◄───────────────┘
+//! ```
+//! A flow that saw no packet for [`timeout_ns`] is over.
+
+use pith_abi::{Flow, FlowState, Tuple, proto};
+
+use crate::{
+    Record, Tables,
+    packet::tcp::{self, FIN, RST},
+};
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As the flow's first packet.
+    Forward,
+    Reply,
+}
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// The record of a live flow is written at most this often when only its age changes, so that CPUs
+/// that share the flow do not fight for its cache line.
+const TOUCH_NS: u64 = SECOND_NS;
+
+/// State after a packet.
+#[inline(always)]
+pub fn step(state: FlowState, direction: Direction, tcp_flags: u8) -> FlowState {
+    use Direction::{Forward, Reply};
+    use FlowState::{Closed, ClosedByFirst, ClosedByOther, Open, Opening};
+
+    if tcp_flags & RST != 0 {
+        return Closed;
+    }
+    let fin = tcp_flags & FIN != 0;
+    match (state, direction) {
+        (Closed, Forward) if tcp::opens(tcp_flags) => Opening,
+        (Closed, Forward | Reply) => Closed,
+        (Opening, Forward) if fin => ClosedByFirst,
+        (Opening, Forward) => Opening,
+        (Opening | Open, Reply) if fin => ClosedByOther,
+        (Opening | Open, Reply) => Open,
+        (Open, Forward) if fin => ClosedByFirst,
+        (Open, Forward) => Open,
+        (ClosedByFirst, Reply) if fin => Closed,
+        (ClosedByFirst, Forward | Reply) => ClosedByFirst,
+        (ClosedByOther, Forward) if fin => Closed,
+        (ClosedByOther, Forward | Reply) => ClosedByOther,
+    }
+}
+
+/// How long a flow may be silent before it is over. For TCP the established time is what RFC 5382 asks
+/// of address translators (2 h 4 min); the others are those of Linux connection tracking, except that a
+/// closed flow is kept for 10 s only: its last segments may come twice, but nothing answers them.
+#[inline(always)]
+pub const fn timeout_ns(proto: u8, state: FlowState) -> u64 {
+    let seconds = match (proto, state) {
+        (proto::TCP, FlowState::Opening) => 120,
+        (proto::TCP, FlowState::Open) => 2 * 3600 + 4 * 60,
+        (proto::TCP, FlowState::ClosedByFirst | FlowState::ClosedByOther) => 120,
+        (proto::TCP, FlowState::Closed) => 10,
+        (proto::UDP, FlowState::Open) => 120,
+        (_, _) => 30,
+    };
+    seconds * SECOND_NS
+}
+
+/// Whether a flow is over.
+#[inline(always)]
+pub const fn expired(flow: &Flow, now_ns: u64) -> bool {
+    now_ns.saturating_sub(flow.last_ns) > timeout_ns(flow.forward.proto, FlowState::from_raw(flow.state))
+}
+
+/// Notes a packet in a flow's record.
+#[inline(always)]
+fn note(record: &impl Record, flow: &Flow, direction: Direction, tcp_flags: u8, now_ns: u64) {
+    let state = FlowState::from_raw(flow.state);
+    let next = step(state, direction, tcp_flags);
+    if next as u8 != state as u8 || now_ns.wrapping_sub(flow.last_ns) > TOUCH_NS {
+        record.set_life(next, now_ns);
+    }
+}
+
+/// A forward packet of a known flow: the key of its record.
+#[inline(always)]
+pub fn forward<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tuple> {
+    let key = tables.forward(tuple)?;
+    let record = tables.flow(&key)?;
+    let flow = record.get();
+    // The index may be older than the record: ports are used again.
+    if flow.forward != *tuple {
+        return None;
+    }
+    // A new connection from the port of a closed one has to be balanced anew.
+    if flow.state == FlowState::Closed as u8 && tcp::opens(tcp_flags) {
+        return None;
+    }
+    note(&record, &flow, Direction::Forward, tcp_flags, tables.now_ns());
+    Some(key)
+}
+
+/// A reply packet of a known flow: the tuple its flow's first packet had.
+#[inline(always)]
+pub fn reply<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tuple> {
+    let record = tables.flow(tuple)?;
+    let flow = record.get();
+    note(&record, &flow, Direction::Reply, tcp_flags, tables.now_ns());
+    Some(flow.forward)
+}

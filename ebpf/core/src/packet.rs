@@ -1,0 +1,126 @@
+//! Parsing: what of a packet's headers decisions depend on.
+
+use pith_abi::{Tuple, proto};
+
+use crate::Packet;
+
+/// Offset of the IPv4 header: the programs are attached to devices with Ethernet headers.
+pub const L3: u32 = 14;
+
+/// Bits of the TCP flags byte (RFC 9293).
+pub mod tcp {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+
+    /// Whether a segment asks for a new connection.
+    #[inline(always)]
+    pub const fn opens(flags: u8) -> bool {
+        flags & (SYN | ACK | RST) == SYN
+    }
+}
+
+/// An IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub src_be: u32,
+    pub dst_be: u32,
+    pub proto: u8,
+    pub ttl: u8,
+    /// A fragment other than the first: it has no transport header.
+    pub later_fragment: bool,
+    /// Offset of what follows the header.
+    pub l4: u32,
+}
+
+/// What follows the IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A packet with a place in a flow; the flags are 0 for anything but TCP.
+    Flow { tuple: Tuple, tcp_flags: u8 },
+    /// An ICMP error; a packet lies inside it.
+    IcmpError,
+    /// Nothing that could be translated.
+    Other,
+}
+
+impl Header {
+    /// `None` when this is no complete IPv4 header.
+    #[inline(always)]
+    pub fn parse<P: Packet>(packet: &P) -> Option<Self> {
+        Self::from_bytes(&packet.load::<20>(L3)?, L3)
+    }
+
+    /// From the first 20 bytes of a header that lies at `offset`.
+    #[inline(always)]
+    pub fn from_bytes(bytes: &[u8; 20], offset: u32) -> Option<Self> {
+        let length = u32::from(bytes[0] & 0x0F) * 4;
+        if bytes[0] >> 4 != 4 || length < 20 {
+            return None;
+        }
+        Some(Self {
+            src_be: u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]),
+            dst_be: u32::from_ne_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]),
+            proto: bytes[9],
+            ttl: bytes[8],
+            later_fragment: (bytes[6] & 0x1F) | bytes[7] != 0,
+            l4: offset + length,
+        })
+    }
+
+    /// `None` when the transport header is not complete.
+    #[inline(always)]
+    pub fn transport<P: Packet>(&self, packet: &P) -> Option<Transport> {
+        match self.proto {
+            proto::TCP => {
+                let bytes = packet.load::<20>(self.l4)?;
+                Some(self.flow([bytes[0], bytes[1]], [bytes[2], bytes[3]], bytes[13]))
+            }
+            proto::UDP => {
+                let bytes = packet.load::<8>(self.l4)?;
+                Some(self.flow([bytes[0], bytes[1]], [bytes[2], bytes[3]], 0))
+            }
+            proto::ICMP => {
+                let bytes = packet.load::<8>(self.l4)?;
+                Some(match icmp_ports(&bytes) {
+                    Some((source, destination)) => self.flow(source, destination, 0),
+                    None if icmp::is_error(bytes[0]) => Transport::IcmpError,
+                    None => Transport::Other,
+                })
+            }
+            _ => Some(Transport::Other),
+        }
+    }
+
+    #[inline(always)]
+    fn flow(&self, source: [u8; 2], destination: [u8; 2], tcp_flags: u8) -> Transport {
+        let (sport, dport) = (u16::from_ne_bytes(source), u16::from_ne_bytes(destination));
+        Transport::Flow { tuple: Tuple::new(self.src_be, sport, self.dst_be, dport, self.proto), tcp_flags }
+    }
+}
+
+/// ICMP types (RFC 792).
+pub mod icmp {
+    pub const ECHO_REPLY: u8 = 0;
+    pub const UNREACHABLE: u8 = 3;
+    pub const ECHO_REQUEST: u8 = 8;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+
+    #[inline(always)]
+    pub const fn is_error(kind: u8) -> bool {
+        matches!(kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    }
+}
+
+/// Where the identifier of an echo message stands in a [`Tuple`]; `None` for other messages.
+#[inline(always)]
+pub(crate) fn icmp_ports(bytes: &[u8; 8]) -> Option<([u8; 2], [u8; 2])> {
+    let id = [bytes[4], bytes[5]];
+    match bytes[0] {
+        icmp::ECHO_REQUEST => Some((id, [0, 0])),
+        icmp::ECHO_REPLY => Some(([0, 0], id)),
+        _ => None,
+    }
+}

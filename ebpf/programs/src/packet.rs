@@ -1,0 +1,53 @@
+//! A socket buffer as the core's packet.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+};
+use pith_core::{Covered, Packet};
+
+/// A packet in the hands of a classifier.
+pub(crate) struct SocketBuffer(pub(crate) *mut __sk_buff);
+
+impl Packet for SocketBuffer {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the context is the one the kernel gave, and `bytes` has room for N bytes.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: the helper filled all N bytes.
+        Some(unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        // The hash of the flow is another one now.
+        let flags = u64::from(BPF_F_INVALIDATE_HASH);
+        // SAFETY: the context is the one the kernel gave, and `bytes` has N bytes.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.0.cast(), offset, bytes.as_ptr().cast(), N as u32, flags) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn update_l3_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
+        // SAFETY: the context is the one the kernel gave; size 0 means that `to` is a difference.
+        let failed = unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, u64::from(diff), 0) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn update_l4_checksum(&mut self, offset: u32, diff: u32, covered: Covered) -> Option<()> {
+        let pseudo = if covered.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        let zero = if covered.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // SAFETY: as above; the low bits of the flags are the size, 0.
+        let failed = unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(diff), pseudo | zero) };
+        (failed == 0).then_some(())
+    }
+}

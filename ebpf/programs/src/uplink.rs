@@ -1,0 +1,53 @@
+//! Classifiers at the uplink (tcx).
+
+use aya_ebpf::{
+    bindings::{__sk_buff, tcx_action_base},
+    helpers::bpf_redirect_neigh,
+    macros::classifier,
+    programs::TcContext,
+};
+use pith_abi::Reason;
+use pith_core::{Tables, Verdict, uplink};
+
+use crate::{
+    maps::{Maps, count},
+    packet::SocketBuffer,
+};
+
+/// `ETH_P_IP` as it lies in a packet.
+const IPV4: u32 = 0x0800u16.to_be() as u32;
+
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    carry_out(if is_ipv4(skb) { uplink::ingress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 })
+}
+
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    carry_out(if is_ipv4(skb) { uplink::egress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 })
+}
+
+const NOT_IPV4: Verdict = Verdict::Pass(Reason::UplinkNotIpv4);
+
+#[inline(always)]
+fn is_ipv4(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is the one the kernel gave.
+    unsafe { (*skb).protocol == IPV4 }
+}
+
+/// Passing means that programs of others on the same hook have their turn too.
+#[inline(always)]
+fn carry_out(verdict: Verdict) -> i32 {
+    count(verdict.reason());
+    match verdict {
+        Verdict::Pass(_) => tcx_action_base::TCX_NEXT,
+        Verdict::Drop(_) => tcx_action_base::TCX_DROP,
+        Verdict::Forward(_) => match Maps::PACKET.node() {
+            // SAFETY: no parameters are passed: the kernel looks up route and neighbour by the packet.
+            Some(node) => unsafe { bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0) as i32 },
+            None => tcx_action_base::TCX_DROP,
+        },
+    }
+}
