@@ -1,1 +1,36 @@
-//! ebpf/proxy
+//! kube-proxy in eBPF: Services and EndpointSlices become entries of maps that programs at socket calls and
+//! at the uplink look up.
+//!
+//! ```text
+//!  API ──watch──► world ──► plan ──► table ──► maps ──► programs
+//!                 parsed    pure     diff      pinned   pinned links
+//! ```
+//! - [`plan`](plan()) says what the maps should hold: a pure function.
+//! - [`table::Table`] holds what they do hold and writes the difference, each Service at once.
+//! - [`Datapath`] loads, pins, adopts and attaches. Everything outlives the process.
+//! - [`run`] is the only task: it watches, batches and writes.
+//!
+//! hostPort of pods has no place here yet: it is one more kind of frontend, which [`plan`](plan()) would make of
+//! pods on this node.
+
+pub mod bpffs;
+mod cidr;
+mod datapath;
+mod flows;
+mod kernel;
+mod maps;
+mod object;
+mod plan;
+mod run;
+pub mod service;
+mod slots;
+pub mod table;
+pub mod world;
+
+pub use bpffs::PinError;
+pub use cidr::{Cidr, CidrError};
+pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits};
+pub use flows::Collected;
+pub use maps::{MapAccess, ServiceMaps};
+pub use plan::{Group, GroupKey, NodeIdentity, Reach, ServicePlan, plan, plan_service};
+pub use run::{RunError, run};

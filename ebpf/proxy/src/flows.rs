@@ -1,0 +1,118 @@
+//! Collects flows that are over.
+//!
+//! Invariant: a record goes before its index, so that a packet between the two finds no flow rather than
+//! half of one. Programs go on without this process; flows then only stay longer than they need.
+
+use aya::maps::MapError;
+use pith_abi::{Flow, FlowFlags, Tuple, proto};
+use pith_core::flow;
+
+use crate::maps::Maps;
+
+/// What a round of collection came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Flows that go on.
+    pub live: usize,
+    /// Flows that were over.
+    pub ended: usize,
+    /// Indexes that led nowhere.
+    pub orphans: usize,
+}
+
+/// Removes what is over at `now_ns`, on the clock of `bpf_ktime_get_ns`.
+///
+/// `serves` says whether a Service (by its index) still has the backend at an address and port. UDP flows to
+/// one that is gone end at once: their clients would send into the void for as long as they keep sending.
+pub(crate) fn collect(
+    maps: &mut Maps,
+    now_ns: u64,
+    serves: impl Fn(u32, u32, u16) -> bool,
+) -> Result<Collected, MapError> {
+    let mut collected = Collected::default();
+    let mut ended = Vec::new();
+    for entry in maps.flows.iter() {
+        let (key, flow) = entry?;
+        if is_over(&key, &flow, now_ns, &serves) {
+            ended.push((key, flow.forward));
+        } else {
+            collected.live += 1;
+        }
+    }
+    for (key, forward) in ended {
+        forget(maps.flows.remove(&key))?;
+        if maps.forward.get(&forward, 0).is_ok_and(|leads_to| leads_to == key) {
+            forget(maps.forward.remove(&forward))?;
+        }
+        collected.ended += 1;
+    }
+    let mut orphans = Vec::new();
+    for entry in maps.forward.iter() {
+        let (forward, key) = entry?;
+        if !maps.flows.get(&key, 0).is_ok_and(|flow| flow.forward == forward) {
+            orphans.push(forward);
+        }
+    }
+    for forward in orphans {
+        forget(maps.forward.remove(&forward))?;
+        collected.orphans += 1;
+    }
+    Ok(collected)
+}
+
+fn is_over(key: &Tuple, flow: &Flow, now_ns: u64, serves: &impl Fn(u32, u32, u16) -> bool) -> bool {
+    let to_service = flow.flags & FlowFlags::DESTINATION != 0;
+    flow::expired(flow, now_ns)
+        || (to_service && key.proto == proto::UDP && !serves(flow.service, key.src_be, key.sport_be))
+}
+
+/// Removing what a program has removed already is no failure.
+fn forget(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Now, on the clock of `bpf_ktime_get_ns`.
+pub(crate) fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use pith_abi::FlowState;
+
+    use super::*;
+
+    #[test]
+    fn over_table() {
+        const SECOND: u64 = 1_000_000_000;
+        let key = |proto| Tuple::new(1, 2, 3, 4, proto);
+        let flow = |proto, flags, state: FlowState| Flow {
+            forward: Tuple::new(5, 6, 7, 8, proto),
+            last_ns: 1_000 * SECOND,
+            service: 9,
+            state: state as u8,
+            flags,
+            zero: [0; 2],
+        };
+        let open = FlowState::Open;
+        let cases = [
+            ("udp, backend gone", proto::UDP, FlowFlags::DESTINATION, open, 1, false, true),
+            ("udp, backend there", proto::UDP, FlowFlags::DESTINATION, open, 1, true, false),
+            ("udp, masqueraded", proto::UDP, FlowFlags::SOURCE, open, 1, false, false),
+            ("udp, silent", proto::UDP, FlowFlags::SOURCE, open, 121, true, true),
+            ("tcp, backend gone, drains", proto::TCP, FlowFlags::DESTINATION, open, 1, false, false),
+            ("tcp, an hour of silence", proto::TCP, FlowFlags::DESTINATION, open, 3600, true, false),
+            ("tcp, reset", proto::TCP, FlowFlags::DESTINATION, FlowState::Closed, 11, true, true),
+        ];
+        for (name, proto, flags, state, age, served, expect) in cases {
+            let now = (1_000 + age) * SECOND;
+            let over = is_over(&key(proto), &flow(proto, flags, state), now, &|_, _, _| served);
+            assert_eq!(over, expect, "{name}");
+        }
+    }
+}

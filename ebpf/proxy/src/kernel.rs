@@ -1,0 +1,155 @@
+//! The few calls of bpf(2) and getsockopt(2) that aya does not offer.
+//!
+//! Invariant: descriptors come and go as `OwnedFd` and `BorrowedFd`; sizes passed to the kernel are those of
+//! the structures beside them.
+
+#![allow(
+    unsafe_code,
+    reason = "aya 0.14 cannot replace the program of a cgroup link nor say what a link is attached to"
+)]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+// Numbers of include/uapi/linux/bpf.h.
+const BPF_OBJ_GET: i64 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
+const BPF_LINK_UPDATE: i64 = 29;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkTarget {
+    Cgroup {
+        /// Inode number of the cgroup's folder; 0 once that is gone.
+        id: u64,
+    },
+    Interface {
+        /// 0 once the interface is gone.
+        index: u32,
+    },
+    Other,
+}
+
+/// What a pin is a pin of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ObjectKind {
+    Map,
+    Program,
+    Link,
+    Unknown,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The beginning of `struct bpf_link_info`; the union holds `cgroup_id` or `ifindex` first.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    padding: u32,
+    union: [u64; 4],
+}
+
+/// Opens a pinned object.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjGet { pathname: name.as_ptr() as u64, ..ObjGet::default() };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    let fd = i32::try_from(fd).map_err(|_| io::Error::other("a descriptor beyond i32"))?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of a link at once: no call or packet finds none.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(|_| ())
+}
+
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let mut info = LinkInfo::default();
+    let mut attr = InfoByFd {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<LinkInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(match info.kind {
+        BPF_LINK_TYPE_CGROUP => LinkTarget::Cgroup { id: info.union[0] },
+        BPF_LINK_TYPE_TCX => LinkTarget::Interface { index: info.union[0] as u32 },
+        _ => LinkTarget::Other,
+    })
+}
+
+/// What kind of object a descriptor of bpf(2) stands for, as /proc names it.
+pub(crate) fn object_kind(fd: BorrowedFd<'_>) -> ObjectKind {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+    match link.to_str() {
+        Some("anon_inode:bpf-map") => ObjectKind::Map,
+        Some("anon_inode:bpf-prog") => ObjectKind::Program,
+        Some("anon_inode:bpf_link" | "anon_inode:bpf-link") => ObjectKind::Link,
+        _ => ObjectKind::Unknown,
+    }
+}
+
+/// Cookie of the network namespace this thread is in, as eBPF programs see it.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` has `length` bytes, and the kernel writes at most that many.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: `attr` is the beginning of the union bpf_attr for `command` and as long as the size says;
+    // the pointers inside it are to live memory of the caller.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,165 @@
+//! What the API has told so far, and which Services have to be planned anew because of it.
+//!
+//! Invariant: a Service is dirty whenever its plan may differ from the one that was applied last.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use crate::{
+    cidr::Cidr,
+    plan::{NodeIdentity, ServicePlan, plan_service},
+    service::{Node, Service, ServiceName, Slice, SliceName},
+};
+
+/// A change that a watch reports, for objects of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<T> {
+    /// A list begins: what it does not name is gone.
+    ListBegins,
+    /// The object is, or is now, this; `None`: nothing the proxy acts for.
+    Is(ServiceName, Option<T>),
+    Gone(ServiceName),
+    ListEnds,
+}
+
+/// A change of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Service(Change<Service>),
+    Slice(Change<Slice>),
+    Node(Change<Node>),
+}
+
+/// Objects of one kind. During a list the names it has not named yet are kept apart.
+#[derive(Debug)]
+struct Kind<T> {
+    objects: HashMap<ServiceName, T>,
+    unconfirmed: Option<BTreeSet<ServiceName>>,
+    listed: bool,
+}
+
+impl<T> Default for Kind<T> {
+    fn default() -> Self {
+        Self { objects: HashMap::new(), unconfirmed: None, listed: false }
+    }
+}
+
+impl<T: PartialEq> Kind<T> {
+    /// Takes a change in; `changed` is called with the old and the new of what differs.
+    fn take(&mut self, change: Change<T>, mut changed: impl FnMut(&ServiceName, Option<&T>, Option<&T>)) {
+        match change {
+            Change::ListBegins => self.unconfirmed = Some(self.objects.keys().cloned().collect()),
+            Change::Is(name, object) => {
+                if let Some(unconfirmed) = &mut self.unconfirmed {
+                    unconfirmed.remove(&name);
+                }
+                let old = match object {
+                    Some(object) => self.objects.insert(name.clone(), object),
+                    None => self.objects.remove(&name),
+                };
+                let new = self.objects.get(&name);
+                if old.as_ref() != new {
+                    changed(&name, old.as_ref(), new);
+                }
+            }
+            Change::Gone(name) => {
+                if let Some(old) = self.objects.remove(&name) {
+                    changed(&name, Some(&old), None);
+                }
+            }
+            Change::ListEnds => {
+                for name in self.unconfirmed.take().unwrap_or_default() {
+                    if let Some(old) = self.objects.remove(&name) {
+                        changed(&name, Some(&old), None);
+                    }
+                }
+                self.listed = true;
+            }
+        }
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct World {
+    node: NodeIdentity,
+    services: Kind<Service>,
+    slices: Kind<Slice>,
+    nodes: Kind<Node>,
+    slices_of: HashMap<ServiceName, BTreeSet<SliceName>>,
+    dirty: BTreeSet<ServiceName>,
+    nodes_dirty: bool,
+}
+
+impl World {
+    pub fn new(node: NodeIdentity) -> Self {
+        Self {
+            node,
+            services: Kind::default(),
+            slices: Kind::default(),
+            nodes: Kind::default(),
+            slices_of: HashMap::new(),
+            dirty: BTreeSet::new(),
+            nodes_dirty: false,
+        }
+    }
+
+    pub fn take(&mut self, event: Event) {
+        let Self { services, slices, nodes, slices_of, dirty, nodes_dirty, .. } = self;
+        match event {
+            Event::Service(change) => services.take(change, |name, _, _| {
+                dirty.insert(name.clone());
+            }),
+            Event::Slice(change) => slices.take(change, |name, old, new| {
+                if let Some(old) = old
+                    && let Some(of) = slices_of.get_mut(&old.service)
+                {
+                    of.remove(name);
+                    if of.is_empty() {
+                        slices_of.remove(&old.service);
+                    }
+                    dirty.insert(old.service.clone());
+                }
+                if let Some(new) = new {
+                    slices_of.entry(new.service.clone()).or_default().insert(name.clone());
+                    dirty.insert(new.service.clone());
+                }
+            }),
+            Event::Node(change) => nodes.take(change, |_, _, _| *nodes_dirty = true),
+        }
+    }
+
+    /// Whether every kind has been listed once. Before that nothing may be removed from the maps.
+    pub fn complete(&self) -> bool {
+        self.services.listed && self.slices.listed && self.nodes.listed
+    }
+
+    /// Plans for the Services that changed; they are clean afterwards.
+    pub fn take_dirty(&mut self) -> Vec<ServicePlan> {
+        std::mem::take(&mut self.dirty).into_iter().map(|name| self.plan(name)).collect()
+    }
+
+    /// Has a Service planned again although it did not change.
+    pub fn mark(&mut self, service: ServiceName) {
+        self.dirty.insert(service);
+    }
+
+    fn plan(&self, name: ServiceName) -> ServicePlan {
+        let Some(service) = self.services.objects.get(&name) else { return ServicePlan::absent(name) };
+        let slices = self.slices_of.get(&name).into_iter().flatten();
+        plan_service(service, slices.filter_map(|slice| self.slices.objects.get(slice)), &self.node)
+    }
+
+    /// Addresses of all other nodes and the pods of this one, where they changed since the last call.
+    pub fn take_nodes(&mut self) -> Option<(Option<Cidr>, BTreeSet<Ipv4Addr>)> {
+        if !std::mem::take(&mut self.nodes_dirty) {
+            return None;
+        }
+        let own = |node: &&Node| node.name == self.node.name;
+        let pod_cidr = self.nodes.objects.values().find(own).and_then(|node| node.pod_cidr);
+        let others = self.nodes.objects.values().filter(|node| !own(node));
+        Some((pod_cidr, others.flat_map(|node| node.addresses.iter().copied()).collect()))
+    }
+}

@@ -1,0 +1,169 @@
+//! Services at the socket, on real sockets in a namespace and a cgroup of their own.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+};
+
+use pith_abi::Reason;
+use pith_proxy::{Datapath, service::Protocol, table::Table};
+use support::{DEADLINE, Demo, Sandbox, at};
+
+const SERVICE: [u8; 4] = [10, 96, 0, 10];
+const SERVERS: [[u8; 4]; 2] = [[127, 0, 0, 2], [127, 0, 0, 3]];
+
+/// A server that tells every client its own address. It ends with the test's namespace's last socket: the
+/// thread is not joined, but blocks in accept only and holds nothing.
+fn tcp_server(address: [u8; 4]) {
+    let listener = TcpListener::bind(at(address, 8080)).expect("a server's address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            // A client that went away is its own business.
+            let _ = stream.write_all(&address);
+        }
+    });
+}
+
+fn udp_server(address: [u8; 4]) {
+    let socket = UdpSocket::bind(at(address, 8080)).expect("a server's address");
+    thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            if &buffer[..length] == b"stop" || socket.send_to(&address, client).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn ask_tcp() -> std::io::Result<[u8; 4]> {
+    let mut stream = TcpStream::connect(at(SERVICE, 80))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    assert_eq!(stream.peer_addr()?, SocketAddr::V4(at(SERVICE, 80)), "the client sees the Service");
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+fn open(sandbox: &Sandbox) -> (Datapath, Table) {
+    let mut datapath = Datapath::open(&sandbox.config()).expect("the datapath opens");
+    let (maps, limits) = datapath.service_maps();
+    let table = Table::adopt(maps, limits).expect("the maps can be read");
+    (datapath, table)
+}
+
+fn apply(datapath: &mut Datapath, table: &mut Table, demo: &Demo) {
+    let errors = table.apply(datapath.service_maps().0, &demo.plan());
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+fn count(datapath: &Datapath, reason: Reason) -> u64 {
+    let reasons = datapath.reasons().expect("counters can be read");
+    reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
+}
+
+#[test]
+fn tcp_reaches_every_endpoint_and_shows_the_service() {
+    Sandbox::run("tcp", |sandbox| {
+        SERVERS.into_iter().for_each(tcp_server);
+        let (mut datapath, mut table) = open(sandbox);
+        let mut demo = Demo::new(SERVICE, Protocol::Tcp, 80, 8080);
+
+        apply(&mut datapath, &mut table, &demo);
+        let refused = ask_tcp().expect_err("there is no endpoint").kind();
+        assert_eq!(refused, ErrorKind::ConnectionRefused);
+        assert_eq!(count(&datapath, Reason::SocketNoEndpoints), 1);
+
+        apply(&mut datapath, &mut table, demo.endpoints(&SERVERS));
+        let mut answers = BTreeMap::new();
+        for _ in 0..100 {
+            *answers.entry(ask_tcp().expect("an endpoint answers")).or_insert(0) += 1;
+        }
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        assert!(answers.values().all(|count| *count > 20), "{answers:?}");
+        assert_eq!(count(&datapath, Reason::SocketTranslated), 100);
+
+        let direct = TcpStream::connect(at(SERVERS[0], 8080)).expect("servers are reached directly too");
+        assert_eq!(direct.peer_addr().expect("connected"), SocketAddr::V4(at(SERVERS[0], 8080)));
+    });
+}
+
+#[test]
+fn ipv6_sockets_reach_ipv4_services() {
+    Sandbox::run("mapped", |sandbox| {
+        tcp_server(SERVERS[0]);
+        udp_server(SERVERS[0]);
+        let (mut datapath, mut table) = open(sandbox);
+        let mapped = SocketAddr::new(Ipv4Addr::from(SERVICE).to_ipv6_mapped().into(), 80);
+
+        apply(
+            &mut datapath,
+            &mut table,
+            Demo::new(SERVICE, Protocol::Tcp, 80, 8080).endpoints(&SERVERS[..1]),
+        );
+        let stream = TcpStream::connect(mapped).expect("a dual-stack client connects");
+        assert_eq!(stream.peer_addr().expect("connected"), mapped);
+
+        apply(
+            &mut datapath,
+            &mut table,
+            Demo::new(SERVICE, Protocol::Udp, 80, 8080).endpoints(&SERVERS[..1]),
+        );
+        let socket = UdpSocket::bind("[::]:0").expect("a dual-stack socket");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        socket.send_to(b"?", mapped).expect("sent");
+        let mut answer = [0; 4];
+        let (_, from) = socket.recv_from(&mut answer).expect("answered");
+        assert_eq!((answer, from), (SERVERS[0], mapped));
+        socket.send_to(b"stop", mapped).expect("sent");
+    });
+}
+
+#[test]
+fn udp_answers_come_from_the_service_and_the_backend_is_kept() {
+    Sandbox::run("udp", |sandbox| {
+        SERVERS.into_iter().for_each(udp_server);
+        let (mut datapath, mut table) = open(sandbox);
+        let mut demo = Demo::new(SERVICE, Protocol::Udp, 53, 8080);
+        apply(&mut datapath, &mut table, demo.endpoints(&SERVERS));
+
+        let service = SocketAddr::V4(at(SERVICE, 53));
+        let ask = |socket: &UdpSocket| {
+            socket.send_to(b"?", service).expect("sent");
+            let mut answer = [0; 4];
+            let (_, from) = socket.recv_from(&mut answer).expect("answered");
+            assert_eq!(from, service, "the answer comes from where it was asked");
+            answer
+        };
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        let first = ask(&socket);
+        for _ in 0..20 {
+            assert_eq!(ask(&socket), first, "one socket keeps its backend");
+        }
+        // A generation that still has the backend changes nothing, one that has not moves the client on.
+        let other = SERVERS.into_iter().find(|server| *server != first).expect("there are two");
+        apply(&mut datapath, &mut table, demo.endpoints(&[[127, 0, 0, 1], SERVERS[0], SERVERS[1]]));
+        assert_eq!(ask(&socket), first);
+        apply(&mut datapath, &mut table, demo.endpoints(&[other]));
+        assert_eq!(ask(&socket), other, "the socket goes on, with another backend");
+
+        let connected = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        connected.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        connected.connect(service).expect("a Service can be connected to");
+        assert_eq!(connected.peer_addr().expect("connected"), service);
+        connected.send(b"?").expect("sent");
+        let mut answer = [0; 4];
+        assert_eq!(connected.recv(&mut answer).expect("answered"), 4);
+        assert_eq!(answer, other);
+
+        for server in SERVERS {
+            socket.send_to(b"stop", at(server, 8080)).expect("sent");
+        }
+    });
+}

@@ -1,0 +1,232 @@
+//! A place for one privileged test: a thread with network and mount namespaces of its own, a cgroup whose
+//! sockets see Services, and a folder on a BPF file system that nobody else sees.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, unshare};
+use pith_proxy::{
+    Config, NodeIdentity, ServicePlan, plan_service,
+    service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+};
+
+/// How long anything on this machine may take before a test calls it lost.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) struct Sandbox {
+    cgroup: PathBuf,
+    folder: tempfile::TempDir,
+    parent: PathBuf,
+}
+
+impl Sandbox {
+    /// Runs a test in a new sandbox, or says loudly why it cannot.
+    pub(crate) fn run(test: &str, body: impl FnOnce(&Sandbox) + Send) {
+        let result = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let sandbox = match Self::enter(test) {
+                        Ok(sandbox) => sandbox,
+                        Err(reason) => {
+                            eprintln!("SKIPPED: {test}: {reason}");
+                            return Ok(());
+                        }
+                    };
+                    let result = catch_unwind(AssertUnwindSafe(|| body(&sandbox)));
+                    sandbox.leave();
+                    result
+                })
+                .join()
+        });
+        if let Err(panic) | Ok(Err(panic)) = result {
+            resume_unwind(panic);
+        }
+    }
+
+    fn enter(test: &str) -> Result<Self, String> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .map_err(|error| failed("own network and mount namespaces", &error))?;
+        private_mounts().map_err(|error| failed("private mounts", &error))?;
+        let folder = tempfile::tempdir().map_err(|error| failed("a folder", &error))?;
+        rustix::mount::mount("bpf", folder.path(), "bpf", rustix::mount::MountFlags::empty(), None)
+            .map_err(|error| failed("a BPF file system", &error))?;
+        let parent = own_cgroup()?;
+        let cgroup = parent.join(format!("pith-test-{}-{test}", std::process::id()));
+        fs::create_dir(&cgroup).map_err(|error| failed("a cgroup", &error))?;
+        let sandbox = Self { cgroup, folder, parent };
+        // Threaded, so that this thread alone moves and not the whole test program.
+        let moved =
+            fs::write(sandbox.cgroup.join("cgroup.type"), "threaded").and_then(|()| join(&sandbox.cgroup));
+        if let Err(error) = moved {
+            sandbox.leave();
+            return Err(failed("a thread in its own cgroup", &error));
+        }
+        net::up("lo");
+        Ok(sandbox)
+    }
+
+    fn leave(self) {
+        // Threads of the test's servers are still blocked in calls; they end with the program.
+        let threads = fs::read_to_string(self.cgroup.join("cgroup.threads")).unwrap_or_default();
+        let left =
+            threads.lines().try_for_each(|thread| fs::write(self.parent.join("cgroup.threads"), thread));
+        let removed = fs::remove_dir(&self.cgroup);
+        let unmounted = rustix::mount::unmount(self.folder.path(), rustix::mount::UnmountFlags::DETACH);
+        if !thread::panicking() {
+            left.expect("threads go back to where they came from");
+            removed.expect("the cgroup is empty");
+            unmounted.expect("the mount is this thread's");
+        }
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config::new(self.folder.path().join("node"), &self.cgroup)
+    }
+
+    pub(crate) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Moves the calling thread, one that the test made, into the sandbox's cgroup.
+    pub(crate) fn join(&self) {
+        join(&self.cgroup).expect("a thread may join the test's cgroup");
+    }
+}
+
+fn join(cgroup: &Path) -> std::io::Result<()> {
+    fs::write(cgroup.join("cgroup.threads"), rustix::thread::gettid().as_raw_nonzero().to_string())
+}
+
+fn private_mounts() -> rustix::io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+}
+
+/// The v2 cgroup of this process.
+fn own_cgroup() -> Result<PathBuf, String> {
+    let text = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup v2")?;
+    ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .iter()
+        .map(|mount| Path::new(mount).join(path))
+        .find(|folder| folder.join("cgroup.threads").exists())
+        .ok_or_else(|| "the v2 hierarchy is not mounted".to_owned())
+}
+
+/// Interfaces, through netlink.
+pub(crate) mod net {
+    use futures::TryStreamExt;
+    use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+    use super::*;
+
+    /// Runs netlink requests in the namespace of the calling thread.
+    pub(crate) fn netlink<F: Future<Output = ()>>(requests: impl FnOnce(Handle) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime for this thread");
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().expect("a netlink socket");
+            let connection = tokio::spawn(connection);
+            requests(handle).await;
+            connection.abort();
+        });
+    }
+
+    pub(crate) async fn index(handle: &Handle, name: &str) -> u32 {
+        let mut links = handle.link().get().match_name(name.to_owned()).execute();
+        let link = links.try_next().await.expect("links can be listed").expect("the link is there");
+        link.header.index
+    }
+
+    pub(crate) fn up(name: &str) {
+        netlink(async |handle| {
+            let index = index(&handle, name).await;
+            let message = LinkUnspec::new_with_index(index).up().build();
+            handle.link().set(message).execute().await.expect("a link may be set up");
+        });
+    }
+
+    /// A pair of interfaces, of which the second lies in another namespace.
+    pub(crate) fn veth(name: &str, peer: &str, peer_namespace: &impl AsFd) {
+        use std::os::fd::AsRawFd;
+        let namespace = peer_namespace.as_fd().as_raw_fd();
+        netlink(async |handle| {
+            handle.link().add(LinkVeth::new(name, peer).build()).execute().await.expect("a veth pair");
+            let index = index(&handle, peer).await;
+            let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace).build();
+            handle.link().set(message).execute().await.expect("a link may move to a namespace of ours");
+        });
+    }
+
+    pub(crate) fn address(name: &str, address: Ipv4Addr, prefix: u8) {
+        netlink(async |handle| {
+            let index = index(&handle, name).await;
+            handle.address().add(index, address.into(), prefix).execute().await.expect("an address");
+        });
+    }
+
+    pub(crate) fn route(to: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) {
+        netlink(async |handle| {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, prefix)
+                .gateway(gateway)
+                .build();
+            handle.route().add(route).execute().await.expect("a route");
+        });
+    }
+}
+
+/// A Service with ports of one name each, for plans in tests.
+pub(crate) struct Demo {
+    pub(crate) service: Service,
+    pub(crate) slice: Slice,
+}
+
+impl Demo {
+    pub(crate) fn new(address: [u8; 4], protocol: Protocol, port: u16, target: u16) -> Self {
+        let name = ServiceName::new("default", "demo");
+        let port_name: Arc<str> = "main".into();
+        let service = Service {
+            name: name.clone(),
+            cluster_ips: vec![address.into()],
+            ports: vec![ServicePort { name: port_name.clone(), protocol, port, node_port: None }],
+            affinity: None,
+            internal: Policy::Cluster,
+            external: Policy::Cluster,
+        };
+        let slice = Slice { service: name, ports: vec![(port_name, protocol, target)], endpoints: vec![] };
+        Self { service, slice }
+    }
+
+    pub(crate) fn endpoints(&mut self, addresses: &[[u8; 4]]) -> &mut Self {
+        let endpoint = |address: &[u8; 4]| Endpoint {
+            address: (*address).into(),
+            ready: true,
+            draining: false,
+            node: None,
+        };
+        self.slice.endpoints = addresses.iter().map(endpoint).collect();
+        self
+    }
+
+    pub(crate) fn plan(&self) -> ServicePlan {
+        plan_service(&self.service, [&self.slice].into_iter(), &NodeIdentity { name: "node".into() })
+    }
+}
+
+pub(crate) fn at(address: [u8; 4], port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address.into(), port)
+}
