@@ -13,18 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 mod elf;
-
-#[derive(Args)]
-pub(crate) struct Options {
-    /// Build again and fail where the committed object differs.
-    #[arg(long)]
-    check: bool,
-}
 
 /// The last version that can use the LLVM that rustc brings along.
 const BPF_LINKER: &str = "0.10.4";
@@ -53,12 +45,13 @@ struct Origin {
     bpf_linker: String,
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Builds the object, or with `check` builds it again and compares.
+pub(crate) fn run(check_only: bool) -> Result<()> {
     let root = workspace_root()?;
     let object_file = root.join("ebpf/prebuilt/pith.o");
     let origin_file = root.join("ebpf/prebuilt/pith.json");
     let sources_sha256 = hash_sources(&root)?;
-    if options.check {
+    if check_only {
         return check(&root, &object_file, &origin_file, &sources_sha256);
     }
     let toolchain = find_toolchain(true)?;

@@ -38,7 +38,11 @@ enum Command {
     /// Build the demo and probe images into target/images.
     Image,
     /// Build the eBPF programs, or check that the committed object is theirs.
-    Ebpf(ebpf::Options),
+    Ebpf {
+        /// Build again and fail where the committed object differs.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the layering between crates and the shape of files.
     Tidy,
     /// Write the table of API types (orchestrator/api/schema/types.txt) from what a stock kubectl carries.
@@ -55,7 +59,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test { filter } => test::test(&filter),
         Command::Bench { arguments } => bench::bench(&arguments),
         Command::Image => image::build().map(drop),
-        Command::Ebpf(options) => ebpf::run(&options),
+        Command::Ebpf { check } => ebpf::run(check),
         Command::Tidy => tidy::run(),
         Command::Codegen { kubectl } => codegen::run(&kubectl),
     }
