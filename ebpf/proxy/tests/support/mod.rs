@@ -5,10 +5,10 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
-    os::fd::AsFd,
+    net::SocketAddrV4,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     thread,
     time::Duration,
@@ -55,6 +55,7 @@ impl Sandbox {
 
     fn enter(test: &str) -> Result<Self, String> {
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+        Command::new("ip").arg("-V").output().map_err(|error| failed("iproute2", &error))?;
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .map_err(|error| failed("own network and mount namespaces", &error))?;
         private_mounts().map_err(|error| failed("private mounts", &error))?;
@@ -72,7 +73,7 @@ impl Sandbox {
             sandbox.leave();
             return Err(failed("a thread in its own cgroup", &error));
         }
-        net::up("lo");
+        ip("link set lo up");
         Ok(sandbox)
     }
 
@@ -124,69 +125,16 @@ fn own_cgroup() -> Result<PathBuf, String> {
         .ok_or_else(|| "the v2 hierarchy is not mounted".to_owned())
 }
 
-/// Interfaces, through netlink.
-pub(crate) mod net {
-    use futures::TryStreamExt;
-    use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+/// Runs `ip` in the network namespace of the calling thread.
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output();
+    let output = output.expect("`ip` was there when the sandbox was entered");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
 
-    use super::*;
-
-    /// Runs netlink requests in the namespace of the calling thread.
-    pub(crate) fn netlink<F: Future<Output = ()>>(requests: impl FnOnce(Handle) -> F) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime for this thread");
-        runtime.block_on(async {
-            let (connection, handle, _) = rtnetlink::new_connection().expect("a netlink socket");
-            let connection = tokio::spawn(connection);
-            requests(handle).await;
-            connection.abort();
-        });
-    }
-
-    pub(crate) async fn index(handle: &Handle, name: &str) -> u32 {
-        let mut links = handle.link().get().match_name(name.to_owned()).execute();
-        let link = links.try_next().await.expect("links can be listed").expect("the link is there");
-        link.header.index
-    }
-
-    pub(crate) fn up(name: &str) {
-        netlink(async |handle| {
-            let index = index(&handle, name).await;
-            let message = LinkUnspec::new_with_index(index).up().build();
-            handle.link().set(message).execute().await.expect("a link may be set up");
-        });
-    }
-
-    /// A pair of interfaces, of which the second lies in another namespace.
-    pub(crate) fn veth(name: &str, peer: &str, peer_namespace: &impl AsFd) {
-        use std::os::fd::AsRawFd;
-        let namespace = peer_namespace.as_fd().as_raw_fd();
-        netlink(async |handle| {
-            handle.link().add(LinkVeth::new(name, peer).build()).execute().await.expect("a veth pair");
-            let index = index(&handle, peer).await;
-            let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace).build();
-            handle.link().set(message).execute().await.expect("a link may move to a namespace of ours");
-        });
-    }
-
-    pub(crate) fn address(name: &str, address: Ipv4Addr, prefix: u8) {
-        netlink(async |handle| {
-            let index = index(&handle, name).await;
-            handle.address().add(index, address.into(), prefix).execute().await.expect("an address");
-        });
-    }
-
-    pub(crate) fn route(to: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) {
-        netlink(async |handle| {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(to, prefix)
-                .gateway(gateway)
-                .build();
-            handle.route().add(route).execute().await.expect("a route");
-        });
-    }
+/// Path of the network namespace of the calling thread.
+pub(crate) fn own_namespace() -> String {
+    format!("/proc/{}/task/{}/ns/net", std::process::id(), rustix::thread::gettid().as_raw_nonzero())
 }
 
 /// A Service with ports of one name each, for plans in tests.
