@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::{
     codec::{self, FieldValidation},
     field::FieldError,
-    meta,
+    meta, openapi,
     print::{self, Column},
     schema::Type,
     status::{ApiError, Subject},
@@ -34,6 +34,8 @@ pub struct Kind {
     pub storage: (&'static str, &'static str),
     /// OpenAPI package of the kind's type: `io.k8s.api.core.v1`.
     pub(crate) package: &'static str,
+    /// Where OpenAPI takes the descriptions from.
+    pub(crate) describe: openapi::Register,
     pub(crate) hooks: Hooks,
 }
 

@@ -7,6 +7,7 @@
 //! What happens to a write, in this order: [`Kind::decode`] → [`Kind::default`] → [`Kind::prepare_create`] or
 //! [`Kind::prepare_update`] → [`Kind::validate_create`] or [`Kind::validate_update`] → [`Kind::to_storage`].
 
+pub mod admission;
 mod certificate;
 mod cluster;
 pub mod codec;
@@ -22,6 +23,7 @@ mod lease;
 pub mod meta;
 mod names;
 mod object;
+pub mod openapi;
 pub mod patch;
 pub mod placement;
 pub mod pod;

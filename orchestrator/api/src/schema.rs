@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
-const TABLE: &str = include_str!("../schema/types.txt");
+pub(crate) const TABLE: &str = include_str!("../schema/types.txt");
 
 /// The type that every object's `metadata` has.
 pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -86,7 +86,7 @@ impl Type {
     }
 
     /// The type behind a [`Shape::Object`].
-    pub(crate) fn at(index: u16) -> &'static Type {
+    pub fn at(index: u16) -> &'static Type {
         &table().types[usize::from(index)]
     }
 
@@ -164,7 +164,7 @@ impl Type {
 
 impl Field {
     /// The struct that is inlined here.
-    pub(crate) fn inlined(&self) -> Option<&'static Type> {
+    pub fn inlined(&self) -> Option<&'static Type> {
         match self.shape {
             Shape::Object(index) if self.name == "=" => Some(Type::at(index)),
             _ => None,

@@ -54,13 +54,9 @@ const SPECIAL: &[(&str, &str)] = &[
     ("k8s.io/apimachinery/pkg/apis/meta/v1.MicroTime", "microtime"),
     ("k8s.io/apimachinery/pkg/apis/meta/v1.Duration", "duration"),
     ("k8s.io/apimachinery/pkg/apis/meta/v1.FieldsV1", "raw"),
-    ("k8s.io/apimachinery/pkg/apis/meta/v1.Verbs", "names"),
     ("k8s.io/apimachinery/pkg/api/resource.Quantity", "quantity"),
     ("k8s.io/apimachinery/pkg/util/intstr.IntOrString", "intorstring"),
     ("k8s.io/apimachinery/pkg/runtime.RawExtension", "raw"),
-    ("k8s.io/api/authentication/v1.ExtraValue", "names"),
-    ("k8s.io/api/authorization/v1.ExtraValue", "names"),
-    ("k8s.io/api/certificates/v1.ExtraValue", "names"),
 ];
 
 pub(crate) fn run(kubectl: &Path) -> Result<()> {
@@ -148,6 +144,7 @@ impl Writer {
             let options: Vec<&str> = words.collect();
             let inline = options.contains(&"inline") || name.is_empty();
             let number = tag(&field.tag, "protobuf").and_then(|t| t.split(',').nth(1)).unwrap_or("0");
+            self.check_tag(path, ty, name, number)?;
             let kind = self
                 .kind(&ty.package, field.ty, waiting)
                 .with_context(|| format!("{}.{}.{}", ty.package, ty.name, field.name))?;
@@ -170,6 +167,16 @@ impl Writer {
         Ok(Some(out))
     }
 
+    /// k8s-pb was generated from the .proto files: two sources that have to agree.
+    fn check_tag(&self, path: &str, ty: &GoType, name: &str, number: &str) -> Result<()> {
+        match self.markers.tag(path, &ty.name, name) {
+            Some(tag) if tag != number => {
+                bail!("{path}.{}.{name} has tag {number} in kubectl, {tag} in k8s-pb", ty.name)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn kind(&self, package: &str, addr: TypeAddr, waiting: &mut Vec<TypeAddr>) -> Result<String> {
         let ty = self.program.read(addr)?;
         let full = format!("{}.{}", ty.package, ty.name);
@@ -184,6 +191,8 @@ impl Writer {
             Shape::String => "string".to_owned(),
             Shape::Pointer(to) => format!("*{}", self.kind(package, to, waiting)?),
             Shape::Slice(of) if matches!(self.program.read(of)?.shape, Shape::Byte) => "bytes".to_owned(),
+            // gogoproto wraps lists that have a name (`Verbs`, `ExtraValue`) in a message.
+            Shape::Slice(_) if !ty.name.is_empty() => "names".to_owned(),
             Shape::Slice(of) => format!("[]{}", self.kind(package, of, waiting)?),
             Shape::Map(of) => format!("{{}}{}", self.kind(package, of, waiting)?),
             Shape::Struct(_) => {

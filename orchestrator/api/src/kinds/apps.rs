@@ -1,23 +1,14 @@
 //! `apps/v1`.
 
-use super::{NAMESPACED, STATUS_VERBS};
+use k8s_openapi::api::apps::v1;
+
+use super::{STATUS_VERBS, stored};
 use crate::{
-    kind::{Hooks, Kind, SubresourceKind},
+    kind::{Kind, SubresourceKind},
     workload,
 };
 
-const fn apps(kind: &'static str, plural: &'static str, singular: &'static str, hooks: Hooks) -> Kind {
-    Kind {
-        group: "apps",
-        kind,
-        plural,
-        singular,
-        storage: ("apps", plural),
-        package: "io.k8s.api.apps.v1",
-        hooks,
-        ..NAMESPACED
-    }
-}
+const PACKAGE: &str = "io.k8s.api.apps.v1";
 
 const SCALE: SubresourceKind = SubresourceKind {
     name: "scale",
@@ -32,23 +23,23 @@ const fn status(kind: &'static str) -> SubresourceKind {
 }
 
 pub(super) const KINDS: &[Kind] = &[
-    apps("ControllerRevision", "controllerrevisions", "controllerrevision", workload::REVISION),
+    stored::<v1::ControllerRevision>(PACKAGE, "controllerrevision", true, workload::REVISION),
     Kind {
         short_names: &["ds"],
         categories: &["all"],
         subresources: &[status("DaemonSet")],
-        ..apps("DaemonSet", "daemonsets", "daemonset", workload::DAEMON_SET)
+        ..stored::<v1::DaemonSet>(PACKAGE, "daemonset", true, workload::DAEMON_SET)
     },
     Kind {
         short_names: &["deploy"],
         categories: &["all"],
         subresources: &[SCALE, status("Deployment")],
-        ..apps("Deployment", "deployments", "deployment", workload::DEPLOYMENT)
+        ..stored::<v1::Deployment>(PACKAGE, "deployment", true, workload::DEPLOYMENT)
     },
     Kind {
         short_names: &["rs"],
         categories: &["all"],
         subresources: &[SCALE, status("ReplicaSet")],
-        ..apps("ReplicaSet", "replicasets", "replicaset", workload::REPLICA_SET)
+        ..stored::<v1::ReplicaSet>(PACKAGE, "replicaset", true, workload::REPLICA_SET)
     },
 ];

@@ -1,21 +1,14 @@
 //! `authentication.k8s.io/v1`: who is asking.
 
-use super::{BODY, QUESTION};
-use crate::kind::Kind;
+use k8s_openapi::api::authentication::v1;
 
-const fn question(base: Kind, kind: &'static str, plural: &'static str, singular: &'static str) -> Kind {
-    Kind {
-        group: "authentication.k8s.io",
-        kind,
-        plural,
-        singular,
-        package: "io.k8s.api.authentication.v1",
-        ..base
-    }
-}
+use super::{body, question};
+use crate::{kind::Kind, openapi::describe};
+
+const PACKAGE: &str = "io.k8s.api.authentication.v1";
 
 pub(super) const KINDS: &[Kind] = &[
-    question(QUESTION, "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview"),
-    question(QUESTION, "TokenReview", "tokenreviews", "tokenreview"),
-    question(BODY, "TokenRequest", "tokenrequest", "tokenrequest"),
+    question::<v1::SelfSubjectReview>(PACKAGE, "selfsubjectreview", false),
+    question::<v1::TokenReview>(PACKAGE, "tokenreview", false),
+    body("authentication.k8s.io", "TokenRequest", "tokenrequest", PACKAGE, describe::<v1::TokenRequest>),
 ];

@@ -1,28 +1,15 @@
 //! `authorization.k8s.io/v1`: who may do what.
 
-use super::QUESTION;
+use k8s_openapi::api::authorization::v1;
+
+use super::question;
 use crate::kind::Kind;
 
-const fn question(
-    kind: &'static str,
-    plural: &'static str,
-    singular: &'static str,
-    namespaced: bool,
-) -> Kind {
-    Kind {
-        group: "authorization.k8s.io",
-        kind,
-        plural,
-        singular,
-        namespaced,
-        package: "io.k8s.api.authorization.v1",
-        ..QUESTION
-    }
-}
+const PACKAGE: &str = "io.k8s.api.authorization.v1";
 
 pub(super) const KINDS: &[Kind] = &[
-    question("LocalSubjectAccessReview", "localsubjectaccessreviews", "localsubjectaccessreview", true),
-    question("SelfSubjectAccessReview", "selfsubjectaccessreviews", "selfsubjectaccessreview", false),
-    question("SelfSubjectRulesReview", "selfsubjectrulesreviews", "selfsubjectrulesreview", false),
-    question("SubjectAccessReview", "subjectaccessreviews", "subjectaccessreview", false),
+    question::<v1::LocalSubjectAccessReview>(PACKAGE, "localsubjectaccessreview", true),
+    question::<v1::SelfSubjectAccessReview>(PACKAGE, "selfsubjectaccessreview", false),
+    question::<v1::SelfSubjectRulesReview>(PACKAGE, "selfsubjectrulesreview", false),
+    question::<v1::SubjectAccessReview>(PACKAGE, "subjectaccessreview", false),
 ];

@@ -1,14 +1,9 @@
 //! `autoscaling/v1`: so far only `Scale`, the body of the scale subresources.
 
-use super::BODY;
-use crate::kind::Kind;
+use k8s_openapi::api::autoscaling::v1;
 
-pub(super) const KINDS: &[Kind] = &[Kind {
-    group: "autoscaling",
-    kind: "Scale",
-    plural: "scale",
-    singular: "scale",
-    namespaced: true,
-    package: "io.k8s.api.autoscaling.v1",
-    ..BODY
-}];
+use super::body;
+use crate::{kind::Kind, openapi::describe};
+
+pub(super) const KINDS: &[Kind] =
+    &[body("autoscaling", "Scale", "scale", "io.k8s.api.autoscaling.v1", describe::<v1::Scale>)];

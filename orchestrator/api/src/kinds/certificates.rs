@@ -1,6 +1,8 @@
 //! `certificates.k8s.io/v1`: how replicas get their certificates.
 
-use super::{CLUSTER, STATUS_VERBS};
+use k8s_openapi::api::certificates::v1;
+
+use super::{STATUS_VERBS, stored};
 use crate::{
     certificate,
     kind::{Kind, SubresourceKind},
@@ -17,14 +19,12 @@ const fn sub(name: &'static str) -> SubresourceKind {
 }
 
 pub(super) const KINDS: &[Kind] = &[Kind {
-    group: "certificates.k8s.io",
-    kind: "CertificateSigningRequest",
-    plural: "certificatesigningrequests",
-    singular: "certificatesigningrequest",
     short_names: &["csr"],
     subresources: &[sub("approval"), sub("status")],
-    storage: ("certificates.k8s.io", "certificatesigningrequests"),
-    package: "io.k8s.api.certificates.v1",
-    hooks: certificate::REQUEST,
-    ..CLUSTER
+    ..stored::<v1::CertificateSigningRequest>(
+        "io.k8s.api.certificates.v1",
+        "certificatesigningrequest",
+        false,
+        certificate::REQUEST,
+    )
 }];

@@ -1,60 +1,41 @@
 //! The core group, `v1`.
 
-use super::{BODY, CLUSTER, NAMESPACED, STATUS_VERBS};
+use k8s_openapi::api::core::v1;
+
+use super::{STATUS_VERBS, body, question, stored};
 use crate::{
     cluster, config, endpoints, event,
-    kind::{Hooks, Kind, SubresourceKind},
+    kind::{Kind, SubresourceKind},
+    openapi::undescribed,
     pod, service,
 };
 
 const PACKAGE: &str = "io.k8s.api.core.v1";
+const CONNECT: &[&str] = &["create", "get"];
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> SubresourceKind {
     SubresourceKind { name, group: "", version: "v1", kind, verbs }
 }
 
-const CONNECT: &[&str] = &["create", "get"];
-const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
-
-const fn core(
-    base: Kind,
-    kind: &'static str,
-    plural: &'static str,
-    singular: &'static str,
-    hooks: Hooks,
-) -> Kind {
-    Kind { kind, plural, singular, storage: ("", plural), package: PACKAGE, hooks, ..base }
-}
-
-const fn body(kind: &'static str, singular: &'static str) -> Kind {
-    Kind { kind, plural: singular, singular, package: PACKAGE, ..BODY }
-}
-
 pub(super) const KINDS: &[Kind] = &[
-    Kind {
-        verbs: &["create"],
-        storage: ("", ""),
-        ..core(NAMESPACED, "Binding", "bindings", "binding", Hooks::PLAIN)
-    },
-    Kind {
-        short_names: &["cm"],
-        ..core(NAMESPACED, "ConfigMap", "configmaps", "configmap", config::CONFIG_MAP)
-    },
+    question::<v1::Binding>(PACKAGE, "binding", true),
+    Kind { short_names: &["cm"], ..stored::<v1::ConfigMap>(PACKAGE, "configmap", true, config::CONFIG_MAP) },
     Kind {
         short_names: &["ep"],
-        ..core(NAMESPACED, "Endpoints", "endpoints", "endpoints", endpoints::ENDPOINTS)
+        ..stored::<v1::Endpoints>(PACKAGE, "endpoints", true, endpoints::ENDPOINTS)
     },
-    Kind { short_names: &["ev"], ..core(NAMESPACED, "Event", "events", "event", event::CORE) },
+    Kind { short_names: &["ev"], ..stored::<v1::Event>(PACKAGE, "event", true, event::CORE) },
     Kind {
         short_names: &["ns"],
         verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
         subresources: &[sub("finalize", "Namespace", &["update"]), sub("status", "Namespace", STATUS_VERBS)],
-        ..core(CLUSTER, "Namespace", "namespaces", "namespace", cluster::NAMESPACE)
+        ..stored::<v1::Namespace>(PACKAGE, "namespace", false, cluster::NAMESPACE)
     },
     Kind {
         short_names: &["no"],
         subresources: &[sub("proxy", "NodeProxyOptions", PROXY), sub("status", "Node", STATUS_VERBS)],
-        ..core(CLUSTER, "Node", "nodes", "node", cluster::NODE)
+        ..stored::<v1::Node>(PACKAGE, "node", false, cluster::NODE)
     },
     Kind {
         short_names: &["po"],
@@ -77,9 +58,9 @@ pub(super) const KINDS: &[Kind] = &[
             sub("resize", "Pod", STATUS_VERBS),
             sub("status", "Pod", STATUS_VERBS),
         ],
-        ..core(NAMESPACED, "Pod", "pods", "pod", pod::HOOKS)
+        ..stored::<v1::Pod>(PACKAGE, "pod", true, pod::HOOKS)
     },
-    core(NAMESPACED, "Secret", "secrets", "secret", config::SECRET),
+    stored::<v1::Secret>(PACKAGE, "secret", true, config::SECRET),
     Kind {
         short_names: &["sa"],
         subresources: &[SubresourceKind {
@@ -89,18 +70,18 @@ pub(super) const KINDS: &[Kind] = &[
             kind: "TokenRequest",
             verbs: &["create"],
         }],
-        ..core(NAMESPACED, "ServiceAccount", "serviceaccounts", "serviceaccount", config::SERVICE_ACCOUNT)
+        ..stored::<v1::ServiceAccount>(PACKAGE, "serviceaccount", true, config::SERVICE_ACCOUNT)
     },
     Kind {
         short_names: &["svc"],
         categories: &["all"],
         subresources: &[sub("proxy", "ServiceProxyOptions", PROXY), sub("status", "Service", STATUS_VERBS)],
-        ..core(NAMESPACED, "Service", "services", "service", service::HOOKS)
+        ..stored::<v1::Service>(PACKAGE, "service", true, service::HOOKS)
     },
-    body("NodeProxyOptions", "nodeproxyoptions"),
-    body("PodAttachOptions", "podattachoptions"),
-    body("PodExecOptions", "podexecoptions"),
-    body("PodPortForwardOptions", "podportforwardoptions"),
-    body("PodProxyOptions", "podproxyoptions"),
-    body("ServiceProxyOptions", "serviceproxyoptions"),
+    body("", "NodeProxyOptions", "nodeproxyoptions", PACKAGE, undescribed),
+    body("", "PodAttachOptions", "podattachoptions", PACKAGE, undescribed),
+    body("", "PodExecOptions", "podexecoptions", PACKAGE, undescribed),
+    body("", "PodPortForwardOptions", "podportforwardoptions", PACKAGE, undescribed),
+    body("", "PodProxyOptions", "podproxyoptions", PACKAGE, undescribed),
+    body("", "ServiceProxyOptions", "serviceproxyoptions", PACKAGE, undescribed),
 ];

@@ -1,15 +1,9 @@
 //! `discovery.k8s.io/v1`: the addresses behind Services.
 
-use super::NAMESPACED;
+use k8s_openapi::api::discovery::v1;
+
+use super::stored;
 use crate::{endpoints, kind::Kind};
 
-pub(super) const KINDS: &[Kind] = &[Kind {
-    group: "discovery.k8s.io",
-    kind: "EndpointSlice",
-    plural: "endpointslices",
-    singular: "endpointslice",
-    storage: ("discovery.k8s.io", "endpointslices"),
-    package: "io.k8s.api.discovery.v1",
-    hooks: endpoints::SLICE,
-    ..NAMESPACED
-}];
+pub(super) const KINDS: &[Kind] =
+    &[stored::<v1::EndpointSlice>("io.k8s.api.discovery.v1", "endpointslice", true, endpoints::SLICE)];

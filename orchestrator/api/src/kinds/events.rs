@@ -1,8 +1,9 @@
 //! `events.k8s.io/v1`: another view of the core group's Events, which is how they are stored.
 
+use k8s_openapi::api::events::v1;
 use serde_json::{Map, Value, json};
 
-use super::NAMESPACED;
+use super::stored;
 use crate::{
     event,
     kind::{Hooks, Kind},
@@ -20,15 +21,14 @@ const RENAMED: &[(&str, &str)] = &[
 ];
 
 pub(super) const KINDS: &[Kind] = &[Kind {
-    group: "events.k8s.io",
-    kind: "Event",
-    plural: "events",
-    singular: "event",
     short_names: &["ev"],
     storage: ("", "events"),
-    package: "io.k8s.api.events.v1",
-    hooks: Hooks { to_storage, from_storage, ..event::EVENTS },
-    ..NAMESPACED
+    ..stored::<v1::Event>(
+        "io.k8s.api.events.v1",
+        "event",
+        true,
+        Hooks { to_storage, from_storage, ..event::EVENTS },
+    )
 }];
 
 fn to_storage(event: &mut Value) {

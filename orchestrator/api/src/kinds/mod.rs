@@ -3,7 +3,13 @@
 
 use std::sync::LazyLock;
 
-use crate::kind::{Hooks, Kind, STORED_VERBS};
+use k8s_openapi::Resource;
+use schemars::JsonSchema;
+
+use crate::{
+    kind::{Hooks, Kind, STORED_VERBS},
+    openapi,
+};
 
 mod apps;
 mod authentication;
@@ -49,31 +55,66 @@ pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Kind
 /// Get, update and patch: what `status` and its like offer.
 pub(crate) const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 
-/// An ordinary stored kind in a namespace; entries change what differs.
-pub(crate) const NAMESPACED: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "",
-    plural: "",
-    singular: "",
-    short_names: &[],
-    categories: &[],
-    namespaced: true,
-    verbs: STORED_VERBS,
-    subresources: &[],
-    storage: ("", ""),
-    package: "",
-    hooks: Hooks::PLAIN,
-};
-
-/// An ordinary stored kind of the whole cluster.
-pub(crate) const CLUSTER: Kind = Kind { namespaced: false, ..NAMESPACED };
+/// A kind whose objects are stored, in namespaces or for the whole cluster. What differs from that, entries set.
+pub(crate) const fn stored<T: Resource + JsonSchema>(
+    package: &'static str,
+    singular: &'static str,
+    namespaced: bool,
+    hooks: Hooks,
+) -> Kind {
+    Kind {
+        group: T::GROUP,
+        version: T::VERSION,
+        kind: T::KIND,
+        plural: T::URL_PATH_SEGMENT,
+        singular,
+        short_names: &[],
+        categories: &[],
+        namespaced,
+        verbs: STORED_VERBS,
+        subresources: &[],
+        storage: (T::GROUP, T::URL_PATH_SEGMENT),
+        package,
+        describe: openapi::describe::<T>,
+        hooks,
+    }
+}
 
 /// A question: created, answered, never stored.
-pub(crate) const QUESTION: Kind = Kind { verbs: &["create"], ..CLUSTER };
+pub(crate) const fn question<T: Resource + JsonSchema>(
+    package: &'static str,
+    singular: &'static str,
+    namespaced: bool,
+) -> Kind {
+    Kind { verbs: &["create"], storage: ("", ""), ..stored::<T>(package, singular, namespaced, Hooks::PLAIN) }
+}
 
-/// Only the type of a subresource's bodies: known to the codec, in no discovery list.
-pub(crate) const BODY: Kind = Kind { verbs: &[], ..CLUSTER };
+/// Only the type of a subresource's bodies: known to the codec, in no discovery list. Its name in lower case
+/// stands for the plural that it does not have.
+pub(crate) const fn body(
+    group: &'static str,
+    kind: &'static str,
+    name: &'static str,
+    package: &'static str,
+    describe: openapi::Register,
+) -> Kind {
+    Kind {
+        group,
+        version: "v1",
+        kind,
+        plural: name,
+        singular: name,
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: &[],
+        subresources: &[],
+        storage: ("", ""),
+        package,
+        describe,
+        hooks: Hooks::PLAIN,
+    }
+}
 
 #[cfg(test)]
 mod tests {

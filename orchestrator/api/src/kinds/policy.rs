@@ -1,14 +1,9 @@
 //! `policy/v1`: so far only `Eviction`, the body of `pods/eviction`.
 
-use super::BODY;
-use crate::kind::Kind;
+use k8s_openapi::api::policy::v1;
 
-pub(super) const KINDS: &[Kind] = &[Kind {
-    group: "policy",
-    kind: "Eviction",
-    plural: "eviction",
-    singular: "eviction",
-    namespaced: true,
-    package: "io.k8s.api.policy.v1",
-    ..BODY
-}];
+use super::body;
+use crate::{kind::Kind, openapi::describe};
+
+pub(super) const KINDS: &[Kind] =
+    &[body("policy", "Eviction", "eviction", "io.k8s.api.policy.v1", describe::<v1::Eviction>)];

@@ -214,17 +214,12 @@ fn merge_keyed(
     for item in merges {
         let id = item.get(key).ok_or_else(|| no_key(item))?;
         let Value::Object(patch) = item else { return Err(no_key(item)) };
-        // Every match is patched: keys are not always unique, as with a port under two protocols.
-        let mut found = false;
-        for slot in existing.iter_mut().filter(|e| e.get(key) == Some(id)) {
-            if let Value::Object(map) = slot {
-                let merged = merge_maps(node, std::mem::take(map), patch)?;
-                *map = merged;
-                found = true;
-                break;
-            }
-        }
-        if !found {
+        // The first of several items with one key is the one that is meant, as upstream decides too: a port under
+        // two protocols is such a case.
+        let slot = existing.iter_mut().find(|e| e.get(key) == Some(id));
+        if let Some(Value::Object(map)) = slot {
+            *map = merge_maps(node, std::mem::take(map), patch)?;
+        } else {
             existing.push(Value::Object(clean_map(patch)?));
         }
     }
@@ -303,4 +298,158 @@ fn clean_map(map: &Map<String, Value>) -> Result<Map<String, Value>, PatchError>
 
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: Value) -> Value {
+        json!({"spec": spec})
+    }
+
+    fn patched(object: &Value, patch: &Value) -> Result<Value, String> {
+        let ty = Type::named("io.k8s.api.core.v1.Pod").expect("Pod");
+        apply(ty, object.clone(), patch).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn lists_are_merged_by_the_key_of_the_schema() {
+        let object = pod(json!({
+            "containers": [{"name": "a", "image": "1", "args": ["x", "y"]}, {"name": "b", "image": "1"}],
+            "tolerations": [{"key": "k"}], "nodeSelector": {"x": "1", "y": "2"},
+        }));
+        let expected = |spec: Value| {
+            let mut merged = object.clone();
+            for (name, value) in spec.as_object().expect("object") {
+                merged["spec"][name] = value.clone();
+            }
+            merged
+        };
+        for (name, patch, merged) in [
+            (
+                "an item is found by its name",
+                json!({"containers": [{"name": "b", "image": "2"}]}),
+                json!({"containers": [{"name": "a", "image": "1", "args": ["x", "y"]}, {"name": "b", "image": "2"}]}),
+            ),
+            (
+                "a new item goes to the end",
+                json!({"containers": [{"name": "c", "image": "1"}]}),
+                json!({"containers": [{"name": "a", "image": "1", "args": ["x", "y"]}, {"name": "b", "image": "1"}, {"name": "c", "image": "1"}]}),
+            ),
+            (
+                "an item is deleted by its name",
+                json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+                json!({"containers": [{"name": "b", "image": "1"}]}),
+            ),
+            (
+                "an order moves items",
+                json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}),
+                json!({"containers": [{"name": "b", "image": "1"}, {"name": "a", "image": "1", "args": ["x", "y"]}]}),
+            ),
+            (
+                "an order places new items",
+                json!({"$setElementOrder/containers": [{"name": "c"}, {"name": "a"}], "containers": [{"name": "c"}]}),
+                json!({"containers": [{"name": "c"}, {"name": "a", "image": "1", "args": ["x", "y"]}, {"name": "b", "image": "1"}]}),
+            ),
+            (
+                "the whole list is replaced when asked",
+                json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}),
+                json!({"containers": [{"name": "z"}]}),
+            ),
+            (
+                "a list without a merge key is replaced",
+                json!({"containers": [{"name": "a", "args": ["z"]}], "tolerations": [{"key": "l"}]}),
+                json!({"containers": [{"name": "a", "image": "1", "args": ["z"]}, {"name": "b", "image": "1"}], "tolerations": [{"key": "l"}]}),
+            ),
+            (
+                "null removes from a map",
+                json!({"nodeSelector": {"x": null, "z": "3"}}),
+                json!({"nodeSelector": {"y": "2", "z": "3"}}),
+            ),
+            (
+                "a map is replaced when asked",
+                json!({"nodeSelector": {"$patch": "replace", "z": "3"}}),
+                json!({"nodeSelector": {"z": "3"}}),
+            ),
+            (
+                "a map is emptied when asked",
+                json!({"nodeSelector": {"$patch": "delete"}}),
+                json!({"nodeSelector": {}}),
+            ),
+        ] {
+            assert_eq!(patched(&object, &json!({"spec": patch})), Ok(expected(merged)), "{name}");
+        }
+    }
+
+    #[test]
+    fn primitive_lists_and_retained_keys() {
+        let object = json!({"metadata": {"finalizers": ["a", "b", "c"]}});
+        let finalizers = |patch: Value| {
+            patched(&object, &json!({"metadata": patch})).expect("patched")["metadata"]["finalizers"].clone()
+        };
+        assert_eq!(finalizers(json!({"finalizers": ["d", "a"]})), json!(["a", "b", "c", "d"]));
+        assert_eq!(finalizers(json!({"$deleteFromPrimitiveList/finalizers": ["b"]})), json!(["a", "c"]));
+        assert_eq!(
+            finalizers(
+                json!({"$deleteFromPrimitiveList/finalizers": ["b"], "$setElementOrder/finalizers": ["d", "a", "c"], "finalizers": ["d"]})
+            ),
+            json!(["d", "a", "c"])
+        );
+
+        let deployment =
+            json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+        let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
+        let ty = Type::named("io.k8s.api.apps.v1.Deployment").expect("Deployment");
+        assert_eq!(apply(ty, deployment, &patch), Ok(json!({"spec": {"strategy": {"type": "Recreate"}}})));
+
+        let volumes = pod(json!({"volumes": [{"name": "v", "emptyDir": {}}]}));
+        let patch = json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "c"}}]}});
+        assert_eq!(
+            patched(&volumes, &patch),
+            Ok(pod(json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}]})))
+        );
+    }
+
+    /// What `kubectl apply` sends when a container, a port and a variable are removed from a manifest.
+    #[test]
+    fn what_apply_sends_removes_exactly_what_was_removed() {
+        let live = pod(json!({"containers": [
+            {"name": "app", "image": "i:1", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+             "ports": [{"containerPort": 80, "protocol": "TCP"}, {"containerPort": 81, "protocol": "TCP"}]},
+            {"name": "injected", "image": "sidecar"},
+        ]}));
+        let patch = json!({"spec": {
+            "$setElementOrder/containers": [{"name": "app"}],
+            "containers": [{
+                "name": "app", "image": "i:2",
+                "$setElementOrder/env": [{"name": "A"}], "env": [{"name": "B", "$patch": "delete"}],
+                "$setElementOrder/ports": [{"containerPort": 80}], "ports": [{"containerPort": 81, "$patch": "delete"}],
+            }],
+        }});
+        assert_eq!(
+            patched(&live, &patch),
+            Ok(pod(json!({"containers": [
+                {"name": "app", "image": "i:2", "env": [{"name": "A", "value": "1"}],
+                 "ports": [{"containerPort": 80, "protocol": "TCP"}]},
+                {"name": "injected", "image": "sidecar"},
+            ]})))
+        );
+    }
+
+    #[test]
+    fn directives_never_reach_the_object() {
+        let patch = json!({"spec": {"containers": [
+            {"name": "a", "$setElementOrder/env": [{"name": "X"}], "env": [{"name": "X"}, {"name": "Y", "$patch": "delete"}]},
+        ], "affinity": {"$retainKeys": [], "nodeAffinity": {}}}});
+        let expected = json!({"spec": {"containers": [{"name": "a", "env": [{"name": "X"}]}], "affinity": {"nodeAffinity": {}}}});
+        assert_eq!(patched(&json!({}), &patch), Ok(expected));
+        assert!(patched(&json!({}), &json!({"spec": {"$patch": "eat"}})).is_err());
+        assert!(
+            patched(&pod(json!({"containers": []})), &json!({"spec": {"containers": [{"image": "x"}]}}))
+                .is_err()
+        );
+    }
 }

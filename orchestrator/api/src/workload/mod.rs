@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    kind::{Hooks, Subresource},
+    kind::Hooks,
     object::{child, set_default, text},
     pod,
 };
@@ -39,7 +39,6 @@ pub(crate) const DAEMON_SET: Hooks = Hooks {
     validate_create: |object, errors| validate::daemon_set(object, errors),
     validate_update: validate::update_daemon_set,
     prepare_create: reset_status,
-    prepare_update: count_template,
     columns: print::DAEMON_SET,
     row: print::daemon_set,
     generation: true,
@@ -94,20 +93,12 @@ fn rolling(strategy: &mut Value, unavailable: impl Into<Value>, surge: impl Into
     }
 }
 
-/// `spec.templateGeneration` is gone from the API; only its annotation is left, which the server ignores. A
-/// DaemonSet's status keeps what its controller counted.
-fn count_template(new: &mut Value, old: &Value, door: Subresource) {
-    if door == Subresource::Main && new["status"].is_null() && !old["status"].is_null() {
-        new["status"] = old["status"].clone();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::find;
+    use crate::{Subresource, find};
 
     #[test]
     fn a_deployment_as_kubectl_get_shows_it() {
