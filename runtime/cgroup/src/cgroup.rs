@@ -4,7 +4,7 @@
 //! first asks for them; memory, cpu and pids always. Invariant: a process of this cgroup is in every
 //! directory that exists: [`Cgroup::apply`] moves the processes along when it adds one later.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::devices;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::hierarchy::{Controller, Hierarchy, Place};
@@ -167,11 +168,16 @@ impl Cgroup {
         Ok(())
     }
 
-    fn attach_device_program(&self, _rules: &crate::devices::Rules) -> Result<()> {
-        Err(Error::Unsupported {
-            wanted: "device rules",
-            reason: "v2 decides them with an eBPF device program, which is not loaded yet",
-        })
+    /// v2: the program stays with the cgroup; a second call exchanges it.
+    pub(crate) fn attach_device_program(&self, rules: &devices::Rules) -> Result<()> {
+        let wanted =
+            || Error::NoController { controller: Controller::Devices, wanted: "device rules".into() };
+        let dir = self.v2_dir().ok_or_else(wanted)?;
+        let failed = |source: Errno| Error::Devices { path: dir.clone(), source: source.into() };
+        let program = pith_sys::bpf::load_device_program(&devices::program(rules)).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cgroup = rustix::fs::open(&dir, flags, Mode::empty()).map_err(failed)?;
+        pith_sys::bpf::set_device_program(cgroup.as_fd(), &program).map_err(failed)
     }
 
     fn write(&self, write: &Write) -> Result<()> {

@@ -8,6 +8,7 @@
 //! that carries plans out for a pod.
 
 pub mod compile;
+pub mod execute;
 pub mod plan;
 pub mod seccomp;
 pub mod supervisor;

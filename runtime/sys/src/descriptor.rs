@@ -41,6 +41,11 @@ pub fn close_all_but(first: u32, keep: BorrowedFd<'_>) -> Result<()> {
     close_from(first.max(keep + 1))
 }
 
+/// Closes every descriptor.
+pub fn close_all() -> Result<()> {
+    close_from(0)
+}
+
 fn close_from(first: u32) -> Result<()> {
     close_range(first, u32::MAX)
 }

@@ -12,7 +12,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
-use crate::Result;
+use crate::{Result, check};
 
 /// Descriptors in one packet, at most.
 pub const MAX_FDS: usize = 8;
@@ -103,6 +103,26 @@ pub fn connect(dir: &Path, name: &str) -> Result<OwnedFd> {
     let address = address(&dir, name)?;
     rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket)
+}
+
+/// The user on the other end of a connection. (Its pid may be 0, if it is in a pid namespace above this one's,
+/// which rustix's `socket_peercred` cannot express.)
+pub fn peer_user(socket: BorrowedFd<'_>) -> Result<u32> {
+    // SAFETY: ucred is three integers, for which zero is valid.
+    let mut credentials: libc::ucred = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `credentials`.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    check(ret.into())?;
+    Ok(credentials.uid)
 }
 
 fn address(dir: &OwnedFd, name: &str) -> Result<SocketAddrUnix> {

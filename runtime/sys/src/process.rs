@@ -324,6 +324,22 @@ fn ended(status: &WaitIdStatus) -> Option<Ended> {
     }
 }
 
+/// Collects ended children until this process is killed: all that the init process of a namespace has to do.
+pub fn reap_for_ever() -> ! {
+    // SAFETY: the sets are valid memory; waiting for a blocked signal and collecting children touch no
+    // memory but what is given.
+    unsafe {
+        let mut children = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut children);
+        libc::sigaddset(&raw mut children, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const children, std::ptr::null_mut());
+        loop {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            libc::sigwaitinfo(&raw const children, std::ptr::null_mut());
+        }
+    }
+}
+
 /// Sends a signal by number; `ESRCH` once the process has been collected.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: no pointer is passed but null for the siginfo.

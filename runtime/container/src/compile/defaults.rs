@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, MountBuilder};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, Mount, MountBuilder,
+};
+
+use super::CompileError;
 
 /// The capabilities of an ordinary container.
 pub fn default_capabilities() -> &'static [&'static str] {
@@ -22,6 +26,30 @@ pub fn default_capabilities() -> &'static [&'static str] {
         "CAP_KILL",
         "CAP_AUDIT_WRITE",
     ]
+}
+
+/// The five sets of a container that may have `names` (`CAP_NET_RAW` or `NET_RAW`): bounding, permitted and
+/// effective. Nothing is inheritable or ambient (CVE-2022-29162); oci-spec's own builder would default both.
+pub fn capability_sets<S: AsRef<str>>(names: &[S]) -> Result<LinuxCapabilities, CompileError> {
+    let set = names
+        .iter()
+        .map(|name| {
+            let canonical = caps::to_canonical(name.as_ref());
+            canonical.trim_start_matches("CAP_").parse::<Capability>().map_err(|_| CompileError::Invalid {
+                field: "process.capabilities".to_owned(),
+                value: name.as_ref().to_owned(),
+                problem: "is not a capability",
+            })
+        })
+        .collect::<Result<Capabilities, _>>()?;
+    Ok(LinuxCapabilitiesBuilder::default()
+        .bounding(set.clone())
+        .effective(set.clone())
+        .permitted(set)
+        .inheritable(Capabilities::default())
+        .ambient(Capabilities::default())
+        .build()
+        .expect("every set is given"))
 }
 
 /// All capabilities this program knows, for a privileged container.

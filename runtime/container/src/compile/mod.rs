@@ -27,7 +27,8 @@ use crate::seccomp;
 use crate::supervisor::protocol::CgroupDirs;
 
 pub use defaults::{
-    capability_names, default_capabilities, default_masked_paths, default_mounts, default_readonly_paths,
+    capability_names, capability_sets, default_capabilities, default_masked_paths, default_mounts,
+    default_readonly_paths,
 };
 pub use process::capability_mask;
 

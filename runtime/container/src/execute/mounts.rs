@@ -1,0 +1,337 @@
+//! Steps on mounts and on paths inside the root.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use pith_sys::mount::{Change, messages, open_beneath, open_in_root};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::plan::{Attributes, Device, DeviceKind, Propagation, Slot, Source};
+
+use super::{About, Executor, StepResult};
+
+/// PROC_SUPER_MAGIC of <linux/magic.h>.
+const PROC_MAGIC: u64 = 0x9fa0;
+/// fsconfig(2) takes strings of up to 255 bytes.
+const FSCONFIG_STRING_MAX: usize = 255;
+/// mount(2) takes one page of options.
+const MOUNT_DATA_MAX: usize = 4095;
+
+pub(super) fn isolate() -> StepResult {
+    let change = Change { propagation: libc::MS_SLAVE, recursive: true, ..Change::default() };
+    Ok(pith_sys::mount::set_attributes_of(c"/", change)?)
+}
+
+pub(super) fn filesystem(
+    kind: &str,
+    source: &str,
+    options: &[(String, Option<String>)],
+    attributes: u64,
+) -> StepResult<OwnedFd> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let said = |context: &OwnedFd, key: &str| format!("{key} ({})", messages(context));
+    rustix::mount::fsconfig_set_string(&context, "source", source).about(|| said(&context, "source"))?;
+    for (key, value) in options {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str()),
+            None => rustix::mount::fsconfig_set_flag(&context, key.as_str()),
+        }
+        .about(|| said(&context, key))?;
+    }
+    rustix::mount::fsconfig_create(&context).about(|| said(&context, "create"))?;
+    mount(&context, attributes)
+}
+
+fn mount(context: &OwnedFd, attributes: u64) -> StepResult<OwnedFd> {
+    let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).map_err(|_| Errno::INVAL)?);
+    Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // One layer a call: there is no limit on their number then. Since Linux 6.7.
+    let by_layer = || {
+        lower.iter().try_for_each(|layer| {
+            if layer.as_os_str().len() > FSCONFIG_STRING_MAX {
+                return Err(Errno::NAMETOOLONG);
+            }
+            rustix::mount::fsconfig_set_string(&context, "lowerdir+", layer)
+        })
+    };
+    match by_layer() {
+        Ok(()) => {}
+        Err(Errno::INVAL | Errno::NAMETOOLONG) => return overlay_by_mount(lower, upper, at),
+        Err(errno) => return Err(errno.into()),
+    }
+    let text = |path: &Path| path.display().to_string();
+    rustix::mount::fsconfig_set_string(&context, "source", "overlay")?;
+    if let Some((upper, work)) = upper {
+        rustix::mount::fsconfig_set_string(&context, "upperdir", upper).about(|| text(upper))?;
+        rustix::mount::fsconfig_set_string(&context, "workdir", work).about(|| text(work))?;
+    }
+    rustix::mount::fsconfig_create(&context).about(|| messages(&context))?;
+    mount(&context, if upper.is_some() { 0 } else { libc::MOUNT_ATTR_RDONLY })
+}
+
+/// The overlay by mount(2), taken back off the path it needs for that.
+fn overlay_by_mount(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+    let escape = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(':', "\\:");
+    let mut data = format!("lowerdir={}", lower.iter().map(|l| escape(l)).collect::<Vec<_>>().join(":"));
+    if let Some((upper, work)) = upper {
+        data.push_str(&format!(",upperdir={},workdir={}", escape(upper), escape(work)));
+    }
+    if data.len() > MOUNT_DATA_MAX {
+        return Err(Errno::NAMETOOLONG).about(|| "too many layers for this kernel".to_owned());
+    }
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+    let flags =
+        if upper.is_some() { rustix::mount::MountFlags::empty() } else { rustix::mount::MountFlags::RDONLY };
+    rustix::mount::mount("overlay", at, "overlay", flags, Some(data.as_c_str()))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let aside = rustix::mount::open_tree(CWD, at, flags)?;
+    rustix::mount::unmount(at, UnmountFlags::DETACH)?;
+    Ok(aside)
+}
+
+pub(super) fn bind(source: &Source, recursive: bool) -> StepResult<OwnedFd> {
+    let clone = tree_flags(recursive);
+    match &source.beneath {
+        Some(base) => {
+            let base =
+                rustix::fs::open(base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                    .about(|| base.display().to_string())?;
+            let found = if source.path.as_os_str().is_empty() {
+                base
+            } else {
+                open_beneath(base.as_fd(), &source.path, OFlags::PATH)?
+            };
+            Ok(rustix::mount::open_tree(&found, "", clone | OpenTreeFlags::AT_EMPTY_PATH)?)
+        }
+        None => Ok(rustix::mount::open_tree(CWD, &source.path, clone)?),
+    }
+}
+
+fn tree_flags(recursive: bool) -> OpenTreeFlags {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
+}
+
+pub(super) fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: Attributes,
+    propagation: Option<Propagation>,
+    recursive: bool,
+) -> StepResult {
+    let propagation = propagation.map_or(0, |propagation| match propagation {
+        Propagation::Shared => libc::MS_SHARED,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Unbindable => libc::MS_UNBINDABLE,
+    });
+    let change = Change { set: attributes.set, clear: attributes.clear, propagation, recursive };
+    Ok(pith_sys::mount::set_attributes(mount, change)?)
+}
+
+/// A mount of the host's /dev/null, which must be just that: a masked file must not show anything else.
+pub(super) fn null() -> StepResult<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if !is_null {
+        return Err(Errno::NODEV).about(|| "/dev/null is not the null device".to_owned());
+    }
+    Ok(rustix::mount::open_tree(&null, "", tree_flags(false) | OpenTreeFlags::AT_EMPTY_PATH)?)
+}
+
+pub(super) fn make_directory(dir: BorrowedFd<'_>, name: &str, mode: u32) -> StepResult {
+    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?;
+    Ok(())
+}
+
+pub(super) fn make_device(dir: BorrowedFd<'_>, device: &Device) -> StepResult {
+    let kind = match device.kind {
+        DeviceKind::Character => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    let (parent, name) = parent_of(dir, Path::new(&device.name))?;
+    let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
+    let number = rustix::fs::makedev(device.major, device.minor);
+    match rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(device.mode), number) {
+        // An image may bring its own /dev; what is there is used only if it is that very device.
+        Err(Errno::EXIST) => {}
+        result => result?,
+    }
+    let node = open_beneath(parent, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW)?;
+    let stat = rustix::fs::fstat(&node)?;
+    if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != number) {
+        return Err(Errno::EXIST).about(|| format!("{} exists and is something else", device.name));
+    }
+    // The umask may have taken bits away.
+    rustix::fs::chmodat(parent, name, Mode::from_raw_mode(device.mode), AtFlags::empty())?;
+    if (device.uid, device.gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+/// Makes the directories above `path`; `None` where it lies in `dir` itself.
+fn parent_of<'p>(dir: BorrowedFd<'_>, path: &'p Path) -> StepResult<(Option<OwnedFd>, &'p std::ffi::OsStr)> {
+    let name = path.file_name().ok_or(Errno::INVAL)?;
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => Ok((Some(make_path(dir, parent, true)?), name)),
+        None => Ok((None, name)),
+    }
+}
+
+pub(super) fn make_link(dir: BorrowedFd<'_>, name: &str, target: &str) -> StepResult {
+    match rustix::fs::symlinkat(target, dir, name) {
+        // What an image brings along stays as it is.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+pub(super) fn place_root(mount: BorrowedFd<'_>, at: &Path) -> StepResult {
+    Ok(rustix::mount::move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+pub(super) fn enter_root(at: &Path) -> StepResult<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(at, flags, Mode::empty())?;
+    rustix::process::fchdir(&root)?;
+    // The old root comes to lie on top of the new one, where it is unmounted (pivot_root(2), NOTES).
+    rustix::process::pivot_root(".", ".").about(|| "pivot_root".to_owned())?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).about(|| "umount2".to_owned())?;
+    rustix::process::chdir("/")?;
+    Ok(rustix::fs::open("/", flags, Mode::empty())?)
+}
+
+/// Opens `path` inside `root`; what is missing of it is made: directories, and last a file unless `is_dir`.
+pub(super) fn make_path(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> StepResult<OwnedFd> {
+    match open_in_root(root, path, OFlags::PATH) {
+        Err(Errno::NOENT) => {}
+        found => return Ok(found?),
+    }
+    let names: Vec<_> = path
+        .components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(Ok(name)),
+            Component::ParentDir => Some(Err(Errno::INVAL)),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        })
+        .collect::<Result<_, _>>()?;
+    // The longest part that exists may lead through the image's links; what is made below it has none.
+    let prefix = |length: usize| names[..length].iter().collect::<PathBuf>();
+    let mut depth = names.len();
+    let mut at = loop {
+        depth = depth.checked_sub(1).ok_or(Errno::NOENT)?;
+        let existing = if depth == 0 { PathBuf::from(".") } else { prefix(depth) };
+        match open_in_root(root, &existing, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT) if depth > 0 => {}
+            found => break found?,
+        }
+    };
+    for (index, name) in names.iter().enumerate().skip(depth) {
+        let is_last = index + 1 == names.len();
+        if is_last && !is_dir {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+            match rustix::fs::openat(&at, *name, flags, Mode::from_raw_mode(0o644)) {
+                Ok(_) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        } else {
+            match rustix::fs::mkdirat(&at, *name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        at = open_beneath(at.as_fd(), Path::new(name), OFlags::PATH | OFlags::NOFOLLOW)?;
+    }
+    Ok(at)
+}
+
+fn attach_at(mount: BorrowedFd<'_>, target: &OwnedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", target, "", flags)
+}
+
+/// Opens a path that may be missing.
+fn existing(root: BorrowedFd<'_>, path: &Path) -> StepResult<Option<OwnedFd>> {
+    match open_in_root(root, path, OFlags::PATH) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno).about(|| path.display().to_string()),
+    }
+}
+
+fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
+}
+
+impl Executor {
+    pub(super) fn attach(&mut self, slot: Slot, target: &Path) -> StepResult {
+        let is_dir = is_directory(self.get(slot)?)?;
+        let target = make_path(self.root()?, target, is_dir).map_err(|mut error| {
+            error.detail = format!("make {}", target.display());
+            error
+        })?;
+        self.move_to(slot, &target)
+    }
+
+    fn move_to(&mut self, slot: Slot, target: &OwnedFd) -> StepResult {
+        let placed = self.slots.get_mut(usize::from(slot.0)).and_then(Option::as_mut).ok_or(Errno::BADF)?;
+        if placed.attached {
+            // Only a mount that is in this namespace can be copied (before Linux 6.15); this one is by now.
+            let flags = tree_flags(false) | OpenTreeFlags::AT_EMPTY_PATH;
+            let copy = rustix::mount::open_tree(&placed.fd, "", flags)?;
+            return Ok(attach_at(copy.as_fd(), target)?);
+        }
+        attach_at(placed.fd.as_fd(), target)?;
+        placed.attached = true;
+        Ok(())
+    }
+
+    pub(super) fn mask(&mut self, paths: &[PathBuf], null: Slot, empty: Slot) -> StepResult {
+        for path in paths {
+            let Some(target) = existing(self.root()?, path)? else { continue };
+            let cover = if is_directory(&target)? { empty } else { null };
+            self.move_to(cover, &target)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn read_only(root: BorrowedFd<'_>, paths: &[PathBuf]) -> StepResult {
+    for path in paths {
+        let Some(target) = existing(root, path)? else { continue };
+        let copy = rustix::mount::open_tree(&target, "", tree_flags(true) | OpenTreeFlags::AT_EMPTY_PATH)?;
+        let change = Change { set: libc::MOUNT_ATTR_RDONLY, recursive: true, ..Change::default() };
+        pith_sys::mount::set_attributes(copy.as_fd(), change)?;
+        attach_at(copy.as_fd(), &target).about(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+pub(super) fn read_only_root(root: BorrowedFd<'_>) -> StepResult {
+    let change = Change { set: libc::MOUNT_ATTR_RDONLY, ..Change::default() };
+    Ok(pith_sys::mount::set_attributes(root, change)?)
+}
+
+/// Writes below /proc/sys, and makes sure that it is a procfs that is written to.
+pub(super) fn sysctl(root: BorrowedFd<'_>, key: &str, value: &str) -> StepResult {
+    // With a slash in it the key is a path already: a component may then hold dots (net/ipv4/conf/eth0.1).
+    let relative = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+    let proc = open_in_root(root, Path::new("proc/sys"), OFlags::PATH | OFlags::DIRECTORY)?;
+    let file = open_beneath(proc.as_fd(), Path::new(&relative), OFlags::WRONLY)?;
+    if rustix::fs::fstatfs(&file)?.f_type as u64 != PROC_MAGIC {
+        return Err(Errno::XDEV).about(|| "/proc/sys is not a procfs".to_owned());
+    }
+    rustix::io::write(&file, value.as_bytes())?;
+    Ok(())
+}

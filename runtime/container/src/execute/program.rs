@@ -1,0 +1,105 @@
+//! The last step: finding the program and becoming it.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::AsFd;
+
+use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::io::Errno;
+
+use crate::plan::{Exec, Failure, FailureKind};
+
+use super::{Executor, Report};
+
+/// Where programs are looked for when the environment does not say.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Executor {
+    /// Becomes the program; returns only why not.
+    pub(super) fn execute(&mut self, exec: &Exec) -> Result<Infallible, Failure> {
+        let name = exec.args.first().map_or("", String::as_str);
+        let path = find(name, &exec.env)?;
+        let mut env = exec.env.clone();
+        if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+            let home = self.identity.as_ref().and_then(|identity| identity.home.clone());
+            env.push(format!("HOME={}", home.filter(|home| !home.is_empty()).unwrap_or("/".to_owned())));
+        }
+        let strings = |strings: &[String]| -> Result<Vec<CString>, Failure> {
+            strings
+                .iter()
+                .map(|text| CString::new(text.as_str()).map_err(|_| bad(name, Errno::INVAL)))
+                .collect()
+        };
+        let (args, env) = (strings(&exec.args)?, strings(&env)?);
+        let program = CString::new(path.as_str()).map_err(|_| bad(name, Errno::INVAL))?;
+        self.report(&Report::Executing, &[]);
+        // From here on nothing of the host is open but the control socket, which execve closes.
+        pith_sys::descriptor::close_all_but(3, self.control.as_fd()).map_err(|errno| bad(name, errno))?;
+        let errno = pith_sys::process::execve(&program, &args, &env);
+        let kind = if errno == Errno::NOENT { FailureKind::NotFound } else { FailureKind::NotExecutable };
+        Err(failed(kind, errno, format!("exec {path}: {}", words(errno))))
+    }
+}
+
+/// The path of a program, with the words Go's `os/exec` (and so every other runtime) has for failures.
+fn find(name: &str, env: &[String]) -> Result<String, Failure> {
+    if name.contains('/') {
+        return match executable(name) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(Errno::NOENT) => {
+                let message = format!("exec: {name:?}: stat {name}: no such file or directory");
+                Err(failed(FailureKind::NotFound, Errno::NOENT, message))
+            }
+            Err(errno) => Err(bad(name, errno)),
+        };
+    }
+    let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut refused = None;
+    for dir in path.split(':').filter(|dir| dir.starts_with('/')) {
+        let candidate = format!("{}/{name}", dir.trim_end_matches('/'));
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(Errno::ACCESS) => refused = Some(Errno::ACCESS),
+            Err(_) => {}
+        }
+    }
+    match refused {
+        Some(errno) => Err(bad(name, errno)),
+        None => {
+            let message = format!("exec: {name:?}: executable file not found in $PATH");
+            Err(failed(FailureKind::NotFound, Errno::NOENT, message))
+        }
+    }
+}
+
+fn executable(path: &str) -> Result<(), Errno> {
+    let stat = rustix::fs::stat(path)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Err(Errno::ISDIR),
+        FileType::RegularFile => rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS),
+        _ => Err(Errno::ACCESS),
+    }
+}
+
+fn bad(name: &str, errno: Errno) -> Failure {
+    failed(FailureKind::NotExecutable, errno, format!("exec: {name:?}: {}", words(errno)))
+}
+
+fn failed(kind: FailureKind, errno: Errno, message: String) -> Failure {
+    Failure { kind, step: "execve".to_owned(), errno: errno.raw_os_error(), message }
+}
+
+/// The kernel's words as Go prints them: lower case, without the number.
+fn words(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "no such file or directory".to_owned(),
+        Errno::ACCESS => "permission denied".to_owned(),
+        Errno::PERM => "operation not permitted".to_owned(),
+        Errno::NOEXEC => "exec format error".to_owned(),
+        Errno::ISDIR => "is a directory".to_owned(),
+        Errno::TXTBSY => "text file busy".to_owned(),
+        Errno::TOOBIG => "argument list too long".to_owned(),
+        Errno::INVAL => "invalid argument".to_owned(),
+        errno => errno.to_string().to_lowercase(),
+    }
+}
