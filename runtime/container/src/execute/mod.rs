@@ -91,10 +91,25 @@ pub fn launch(launch: &Launch<'_>) -> Result<Launched, Failure> {
     };
     let (control, theirs) = pith_sys::message::pair().map_err(failed("socketpair"))?;
     let flags = launch.plan.namespaces.iter().map(|namespace| flag(*namespace)).sum();
-    let child =
-        pith_sys::process::fork(flags, cgroup.as_ref().map(AsFd::as_fd), || run(launch, theirs.as_fd()))
-            .map_err(failed("clone3"))?;
+    let fork = || {
+        let body = || run(launch, theirs.as_fd());
+        pith_sys::process::fork(flags, cgroup.as_ref().map(AsFd::as_fd), body).map_err(failed("clone3"))
+    };
+    let child = match launch.pid_namespace {
+        Some(target) => inside_pid_namespace(target, fork).map_err(failed("setns pid"))??,
+        None => fork()?,
+    };
     Ok(Launched { child, control })
+}
+
+/// Runs `fork` while children are born into the pid namespace of `target`: it is the one namespace that
+/// setns(2) changes for children only, so the caller has to lend itself to it.
+fn inside_pid_namespace<T>(target: BorrowedFd<'_>, fork: impl FnOnce() -> T) -> Result<T, Errno> {
+    let own = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    pith_sys::process::setns(target, namespaces::PID)?;
+    let forked = fork();
+    pith_sys::process::setns(own.as_fd(), namespaces::PID)?;
+    Ok(forked)
 }
 
 impl Launched {

@@ -1,6 +1,8 @@
 //! Steps on mounts and on paths inside the root.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use pith_sys::mount::{Change, messages, open_beneath, open_in_root};
@@ -16,6 +18,8 @@ use super::{About, Executor, StepResult};
 const PROC_MAGIC: u64 = 0x9fa0;
 /// fsconfig(2) takes strings of up to 255 bytes.
 const FSCONFIG_STRING_MAX: usize = 255;
+/// Symbolic links followed in one path, as in the kernel (MAXSYMLINKS).
+const LINKS_MAX: u32 = 40;
 /// mount(2) takes one page of options.
 const MOUNT_DATA_MAX: usize = 4095;
 
@@ -218,42 +222,68 @@ pub(super) fn make_path(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> Step
         Err(Errno::NOENT) => {}
         found => return Ok(found?),
     }
-    let names: Vec<_> = path
-        .components()
-        .filter_map(|component| match component {
-            Component::Normal(name) => Some(Ok(name)),
-            Component::ParentDir => Some(Err(Errno::INVAL)),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-        })
-        .collect::<Result<_, _>>()?;
-    // The longest part that exists may lead through the image's links; what is made below it has none.
-    let prefix = |length: usize| names[..length].iter().collect::<PathBuf>();
-    let mut depth = names.len();
-    let mut at = loop {
-        depth = depth.checked_sub(1).ok_or(Errno::NOENT)?;
-        let existing = if depth == 0 { PathBuf::from(".") } else { prefix(depth) };
-        match open_in_root(root, &existing, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(Errno::NOENT) if depth > 0 => {}
-            found => break found?,
+    // Links of the image are followed one by one, because one may point to what is missing (a Debian
+    // image's /etc/resolv.conf does). Each lookup refuses links, so one that is put there meanwhile is an
+    // error and nothing else.
+    let mut ahead: Vec<OsString> = names(path).rev().collect();
+    let mut behind = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = ahead.pop() {
+        if name == ".." {
+            behind.pop();
+            continue;
         }
-    };
-    for (index, name) in names.iter().enumerate().skip(depth) {
-        let is_last = index + 1 == names.len();
-        if is_last && !is_dir {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-            match rustix::fs::openat(&at, *name, flags, Mode::from_raw_mode(0o644)) {
-                Ok(_) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno.into()),
+        let here = behind.join(&name);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let found = match open_beneath(root, &here, flags) {
+            Err(Errno::NOENT) => {
+                make_one(root, &behind, &name, is_dir || !ahead.is_empty())?;
+                open_beneath(root, &here, flags)
             }
+            found => found,
+        }
+        .about(|| here.display().to_string())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Errno::LOOP.into());
+            }
+            let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.as_bytes())).to_owned();
+            if target.is_absolute() {
+                behind.clear();
+            }
+            ahead.extend(names(&target).rev());
         } else {
-            match rustix::fs::mkdirat(&at, *name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            behind = here;
         }
-        at = open_beneath(at.as_fd(), Path::new(name), OFlags::PATH | OFlags::NOFOLLOW)?;
     }
-    Ok(at)
+    let last = if behind.as_os_str().is_empty() { Path::new(".") } else { &behind };
+    Ok(open_beneath(root, last, OFlags::PATH)?)
+}
+
+/// The names in a path; `..` is kept, a beginning or repeated slash is not.
+fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+fn make_one(root: BorrowedFd<'_>, parent: &Path, name: &OsStr, is_dir: bool) -> StepResult {
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let parent = open_beneath(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
+    let made = if is_dir {
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+    } else {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(|_| ())
+    };
+    match made {
+        Err(Errno::EXIST) => Ok(()),
+        made => made.about(|| name.display().to_string()),
+    }
 }
 
 fn attach_at(mount: BorrowedFd<'_>, target: &OwnedFd) -> Result<(), Errno> {

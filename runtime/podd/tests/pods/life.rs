@@ -279,6 +279,7 @@ fn shared_pid_namespace() {
     pod.wait_for_log("a", "daemon");
     let facts = pod.facts("b", |spec, _, _| without_pid(spec));
     assert!(facts["pid"].as_u64().is_some_and(|pid| pid > 2), "beside the other's processes: {facts}");
+    assert_eq!(facts["first process"], "Uid:\t65534\t65534\t65534\t65534");
     let (code, output) = pod.exec("a", &["try", "root of 1"]);
     assert_eq!((code, output.trim()), (0, "refused: 13"), "the first process has nothing to look at");
     let (_, events) = pod.supervisor().subscribe().expect("subscribe");

@@ -44,6 +44,7 @@ pub(crate) struct Pod {
     name: String,
     pub(crate) spec: SandboxSpec,
     supervisor: Option<Supervisor>,
+    pub(crate) spawned_in: Duration,
 }
 
 impl Pod {
@@ -76,10 +77,14 @@ impl Pod {
             },
             name,
             supervisor: None,
+            spawned_in: Duration::ZERO,
         };
         pod.spec.cgroup = pod.make_cgroup("podd");
         change(&mut pod.spec);
-        let supervisor = Supervisor::spawn(Path::new(env!("CARGO_BIN_EXE_pith-podd")), &pod.spec);
+        let program = std::env::var("PITH_PODD").unwrap_or(env!("CARGO_BIN_EXE_pith-podd").to_owned());
+        let start = Instant::now();
+        let supervisor = Supervisor::spawn(Path::new(&program), &pod.spec);
+        pod.spawned_in = start.elapsed();
         pod.supervisor = Some(supervisor.unwrap_or_else(|error| panic!("spawn: {error}")));
         pod
     }
@@ -244,7 +249,9 @@ impl Pod {
     /// The lines of a container's log, without time, stream and tag (parts are not joined).
     pub(crate) fn log(&self, id: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path(&format!("logs/{id}/0.log"))).unwrap_or_default();
-        text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or("").to_owned()).collect()
+        // Not `lines`, which takes a carriage return for part of the end.
+        let lines = text.split_terminator('\n');
+        lines.map(|line| line.splitn(4, ' ').nth(3).unwrap_or("").to_owned()).collect()
     }
 
     pub(crate) fn wait_for_log(&self, id: &str, text: &str) {
