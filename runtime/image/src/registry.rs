@@ -72,11 +72,15 @@ impl Store {
         progress.report(&Event::Resolved { image: &label, layers: parsed.layers().len(), bytes });
 
         let layers: BTreeMap<&Digest, &Descriptor> = documents.diff_ids.iter().zip(parsed.layers()).collect();
-        let sizes: Vec<u64> = futures::stream::iter(layers)
+        // Made before the stream: a closure over references inside it would keep this future from being `Send`.
+        let jobs: Vec<_> = layers
+            .into_iter()
             .map(|(diff_id, descriptor)| {
                 let job = LayerJob { store: self, registry: &registry, diff_id, progress: &progress };
                 async move { job.run(descriptor).await }
             })
+            .collect();
+        let sizes: Vec<u64> = futures::stream::iter(jobs)
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect()
             .await?;

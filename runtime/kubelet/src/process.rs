@@ -1,0 +1,126 @@
+//! Running a process in a container: for `exec` probes and hooks, and for `kubectl exec`.
+
+use std::{
+    io::Read,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use pith_container::{
+    compile,
+    plan::Plan,
+    supervisor::{self, Exec, Streams, protocol::Exit},
+};
+
+use crate::{
+    context::{PodCell, blocking},
+    network::chain,
+    observed::ContainerId,
+    record, start,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProcessError {
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    #[error("the container's specification cannot be read")]
+    Specification(#[source] std::io::Error),
+    #[error("{0}")]
+    Process(String),
+    #[error(transparent)]
+    Compile(#[from] compile::CompileError),
+    #[error("{}", chain(.0))]
+    Supervisor(supervisor::Error),
+    #[error("pipe")]
+    Pipe(#[source] std::io::Error),
+    #[error("command timed out after {0:?}")]
+    TimedOut(Duration),
+    #[error("command '{command}' exited with {code}: {output}")]
+    Failed { command: String, code: i32, output: String },
+}
+
+/// The plan of a process that runs `command` as the container's own would.
+pub(crate) fn plan(
+    cell: &PodCell,
+    id: &ContainerId,
+    command: &[String],
+    terminal: bool,
+) -> Result<Plan, ProcessError> {
+    let base = record::load_base(&cell.folders.run, id).map_err(ProcessError::Specification)?;
+    let base = base.ok_or_else(|| ProcessError::NotRunning(id.0.clone()))?;
+    let mut process =
+        base.spec.process().clone().ok_or_else(|| ProcessError::Process("it has no process".to_owned()))?;
+    process.set_args(Some(command.to_vec()));
+    process.set_terminal(Some(terminal));
+    if terminal {
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|e| e.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
+        process.set_env(Some(env));
+    }
+    Ok(compile::exec(&base.spec, &process, &start::options(cell, &base))?)
+}
+
+/// Starts a process on the given streams. Blocks until it runs.
+pub(crate) fn spawn(
+    cell: &PodCell,
+    id: &ContainerId,
+    command: &[String],
+    streams: Streams<'_>,
+) -> Result<Exec, ProcessError> {
+    let plan = plan(cell, id, command, false)?;
+    let sandbox = cell.sandbox().ok_or_else(|| ProcessError::NotRunning(id.0.clone()))?;
+    sandbox.supervisor.exec(&id.0, plan, streams).map_err(ProcessError::Supervisor)
+}
+
+/// What a failed command said is shown up to here, in bytes.
+const OUTPUT_MAX: usize = 10 << 10;
+
+/// Runs a command to its end; anything but exit code 0 is an error that carries its output.
+pub(crate) async fn run(
+    cell: &Arc<PodCell>,
+    id: &ContainerId,
+    command: &[String],
+    timeout: Duration,
+) -> Result<(), ProcessError> {
+    let (cell, id, command) = (cell.clone(), id.clone(), command.to_vec());
+    blocking(move || {
+        let (reader, writer) = pipe()?;
+        let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
+        let exec = spawn(&cell, &id, &command, streams)?;
+        drop(writer);
+        // Dropped on time-out, which kills the process.
+        let exit: Exit = exec
+            .wait(Some(timeout))
+            .map_err(ProcessError::Supervisor)?
+            .ok_or(ProcessError::TimedOut(timeout))?;
+        if exit.code == 0 {
+            return Ok(());
+        }
+        Err(ProcessError::Failed { command: command.join(" "), code: exit.code, output: drain(reader) })
+    })
+    .await
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), ProcessError> {
+    let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+    let (reader, writer) = rustix::pipe::pipe_with(flags).map_err(|e| ProcessError::Pipe(e.into()))?;
+    Ok((reader, writer))
+}
+
+/// What is in the pipe now: children of the process may hold it open for ever.
+fn drain(reader: OwnedFd) -> String {
+    let mut file = std::fs::File::from(reader);
+    let mut output = vec![];
+    let mut buffer = [0; 4096];
+    while output.len() < OUTPUT_MAX {
+        match file.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => output.extend_from_slice(&buffer[..n]),
+        }
+    }
+    output.truncate(OUTPUT_MAX);
+    String::from_utf8_lossy(&output).trim_end().to_owned()
+}
