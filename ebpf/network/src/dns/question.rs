@@ -150,7 +150,7 @@ mod tests {
             ("10-244-1-299.default.pod.cluster.local.", Subject::Nothing),
             ("dns-version.cluster.local.", Subject::SpecVersion),
             ("ns.dns.cluster.local.", Subject::NameServer),
-            ("example.com.default.svc.cluster.local.", Subject::Nothing),
+            ("www.example.com.default.svc.cluster.local.", Subject::Nothing),
             ("a.b.c.d.e.svc.cluster.local.", Subject::Nothing),
             ("example.com.", Subject::Elsewhere),
             ("notcluster.local.", Subject::Elsewhere),
