@@ -2,6 +2,7 @@
 //! tears down, and a picture of the machine to compare before and after.
 
 mod cluster;
+pub mod images;
 mod kubectl;
 mod machine;
 mod program;
