@@ -2,12 +2,16 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, header};
-use pith_api::ApiError;
+use pith_api::{ApiError, Subject};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use x509_parser::prelude::FromDer;
 
-use crate::{identity::Identity, pki::request::BOOTSTRAPPERS, state::State};
+use crate::{
+    identity::{Identity, SERVICE_ACCOUNT_PREFIX},
+    pki::{MASTERS, request::BOOTSTRAPPERS},
+    state::State,
+};
 
 const BOOTSTRAP_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 
@@ -21,8 +25,43 @@ pub(crate) fn certificate_identity(der: &CertificateDer<'_>) -> Option<Identity>
     (!name.is_empty()).then(|| Identity::new(name, &groups))
 }
 
-/// Who sent a request. A token that is wrong is refused, also where none would have been needed.
+/// Who sent a request, or on whose behalf.
 pub(crate) async fn authenticate(
+    state: &State,
+    certificate: Option<&Identity>,
+    headers: &HeaderMap,
+) -> Result<Identity, ApiError> {
+    let who = own_identity(state, certificate, headers).await?;
+    impersonated(who, headers)
+}
+
+/// `kubectl --as`: administrators may act as someone else; for anyone else the wish is refused, not ignored.
+fn impersonated(who: Identity, headers: &HeaderMap) -> Result<Identity, ApiError> {
+    let wish = |header: &str| headers.get(header).and_then(|value| value.to_str().ok());
+    let groups = headers.get_all("impersonate-group").iter().filter_map(|value| value.to_str().ok());
+    let groups: Vec<&str> = groups.collect();
+    let Some(name) = wish("impersonate-user") else {
+        return match groups.is_empty() && wish("impersonate-uid").is_none() {
+            true => Ok(who),
+            false => Err(ApiError::bad_request("requested impersonation without impersonating a user")),
+        };
+    };
+    if !who.is_in(MASTERS) {
+        let why = format!(
+            "User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+            who.name
+        );
+        return Err(ApiError::forbidden(Subject::new("", "users", name), why));
+    }
+    let account = name.strip_prefix(SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'));
+    Ok(match account {
+        Some((namespace, account)) if groups.is_empty() => Identity::service_account(namespace, account, ""),
+        _ => Identity::new(name, &groups),
+    })
+}
+
+/// A token that is wrong is refused, also where none would have been needed.
+async fn own_identity(
     state: &State,
     certificate: Option<&Identity>,
     headers: &HeaderMap,

@@ -19,13 +19,14 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional},
     net::TcpStream,
 };
 
 use crate::{
     http::{Body, BoxError, RequestBody},
     pki::{self, Pki},
+    tls::Renewed,
     verbs::Call,
 };
 
@@ -39,25 +40,30 @@ const HOP_BY_HOP: &[&str] = &["keep-alive", "proxy-connection", "te", "trailer",
 
 /// How kubelets are reached.
 pub(crate) struct Kubelets {
-    tls: Arc<ClientConfig>,
+    tls: Renewed<ClientConfig>,
 }
 
 impl Kubelets {
-    pub(crate) fn new(pki: &Pki) -> Result<Self, pki::Error> {
-        let failed = |source| pki::Error::Tls { subject: "the connection to kubelets".to_owned(), source };
-        let mut roots = RootCertStore::empty();
-        roots.add(pki.authority.certificate_der()).map_err(failed)?;
-        let issued = pki.kubelet_client()?;
-        let (chain, key) = issued.der().expect("a certificate that was just issued is PEM");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(failed)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(failed)?;
-        Ok(Self { tls: Arc::new(tls) })
+    pub(crate) fn new(pki: &Arc<Pki>) -> Result<Self, pki::Error> {
+        let pki = pki.clone();
+        Ok(Self { tls: Renewed::new(move || client_config(&pki))? })
     }
+}
+
+fn client_config(pki: &Pki) -> Result<Arc<ClientConfig>, pki::Error> {
+    let failed = |source| pki::Error::Tls { subject: "the connection to kubelets".to_owned(), source };
+    let mut roots = RootCertStore::empty();
+    roots.add(pki.authority.certificate_der()).map_err(failed)?;
+    let issued = pki.kubelet_client()?;
+    let (chain, key) = issued.der().expect("a certificate that was just issued is PEM");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(failed)?;
+    Ok(Arc::new(tls))
 }
 
 /// Where a request goes.
@@ -297,7 +303,7 @@ async fn connect(call: &Call, upstream: &Upstream) -> Result<Box<dyn Duplex>, Ap
     if !upstream.secure {
         return Ok(Box::new(tcp));
     }
-    let connector = tokio_rustls::TlsConnector::from(call.state.kubelets.tls.clone());
+    let connector = tokio_rustls::TlsConnector::from(call.state.kubelets.tls.get());
     let tls = connector.connect(ServerName::IpAddress(upstream.address.into()), tcp);
     let tls = tokio::time::timeout(CONNECT_TIMEOUT, tls).await.map_err(timed_out)?.map_err(unreachable)?;
     Ok(Box::new(tls))
@@ -401,9 +407,14 @@ fn join(call: &Call, from_client: OnUpgrade, answer: Response<hyper::body::Incom
     let stopping = call.state.stopping.clone();
     call.state.streams.spawn(async move {
         let both = async {
-            let to_backend = hyper::upgrade::on(answer).await.map_err(std::io::Error::other)?;
-            let to_client = from_client.await.map_err(std::io::Error::other)?;
-            copy_bidirectional(&mut TokioIo::new(to_client), &mut TokioIo::new(to_backend)).await
+            let mut to_backend =
+                TokioIo::new(hyper::upgrade::on(answer).await.map_err(std::io::Error::other)?);
+            let mut to_client = TokioIo::new(from_client.await.map_err(std::io::Error::other)?);
+            let ended = copy_bidirectional(&mut to_client, &mut to_backend).await;
+            // One side may have hung up without a word; the other is still told that this is the end.
+            let _ = to_client.shutdown().await;
+            let _ = to_backend.shutdown().await;
+            ended
         };
         tokio::select! {
             // Cut at shutdown: there is nobody left to carry the bytes.

@@ -1,4 +1,5 @@
-//! The server's side of TLS: its certificate, renewed in process, and the client certificates it accepts.
+//! The server's side of TLS: its certificate and the client certificates it accepts; and how what it issues to
+//! itself is renewed while it runs.
 
 use std::{
     fmt,
@@ -39,20 +40,49 @@ impl Names {
     }
 }
 
-/// The current certificate, made anew when a third of its life is left.
-struct Renewing {
-    pki: Arc<Pki>,
-    names: Names,
-    current: ArcSwap<(Instant, Arc<CertifiedKey>)>,
-}
-
-impl fmt::Debug for Renewing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Renewing").field("names", &self.names).finish_non_exhaustive()
-    }
+/// Something made from a certificate, made anew when a third of the certificate's life is left.
+pub(crate) struct Renewed<T> {
+    make: Box<dyn Fn() -> Result<Arc<T>, pki::Error> + Send + Sync>,
+    current: ArcSwap<(Instant, Arc<T>)>,
 }
 
 const RENEW_AFTER: Duration = Duration::from_secs(CLIENT_LIFETIME.as_secs() / 3 * 2);
+
+impl<T> Renewed<T> {
+    pub(crate) fn new(
+        make: impl Fn() -> Result<Arc<T>, pki::Error> + Send + Sync + 'static,
+    ) -> Result<Self, pki::Error> {
+        let current = ArcSwap::from_pointee((Instant::now(), make()?));
+        Ok(Self { make: Box::new(make), current })
+    }
+
+    pub(crate) fn get(&self) -> Arc<T> {
+        let current = self.current.load();
+        if current.0.elapsed() > RENEW_AFTER {
+            match (self.make)() {
+                // Two at once may both make one; either is good.
+                Ok(fresh) => self.current.store(Arc::new((Instant::now(), fresh))),
+                Err(error) => tracing::error!(%error, "cannot renew a certificate"),
+            }
+        }
+        self.current.load().1.clone()
+    }
+}
+
+impl<T> fmt::Debug for Renewed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewed").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Serving(Renewed<CertifiedKey>);
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.get())
+    }
+}
 
 fn issue(pki: &Pki, names: &Names) -> Result<Arc<CertifiedKey>, pki::Error> {
     let failed = |source| pki::Error::Tls { subject: "the server".to_owned(), source };
@@ -60,19 +90,6 @@ fn issue(pki: &Pki, names: &Names) -> Result<Arc<CertifiedKey>, pki::Error> {
     let (chain, key) = issued.der().expect("a certificate that was just issued is PEM");
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(failed)?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))
-}
-
-impl ResolvesServerCert for Renewing {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.current.load();
-        if current.0.elapsed() > RENEW_AFTER {
-            match issue(&self.pki, &self.names) {
-                Ok(fresh) => self.current.store(Arc::new((Instant::now(), fresh))),
-                Err(error) => tracing::error!(%error, "cannot renew the serving certificate"),
-            }
-        }
-        Some(self.current.load().1.clone())
-    }
 }
 
 /// TLS 1.2 and 1.3, HTTP/2 or 1.1, client certificates of the cluster's authority welcome but not required.
@@ -85,14 +102,15 @@ pub(crate) fn server_config(pki: &Arc<Pki>, names: Names) -> Result<Arc<ServerCo
         .allow_unauthenticated()
         .build()
         .map_err(|error| failed(rustls::Error::General(error.to_string())))?;
-    let current = issue(pki, &names)?;
-    let renewing =
-        Renewing { pki: pki.clone(), names, current: ArcSwap::from_pointee((Instant::now(), current)) };
+    let serving = Renewed::new({
+        let pki = pki.clone();
+        move || issue(&pki, &names)
+    })?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(renewing));
+        .with_cert_resolver(Arc::new(Serving(serving)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -9,7 +9,7 @@ use super::{Call, read_body, written};
 use crate::{
     admission,
     http::{Body, RequestBody, warn},
-    objects::{Objects, PutError, Stored, encode, named_revision},
+    objects::{Objects, PutError, Stored, encode, named_revision, set_revision},
     render,
 };
 
@@ -130,8 +130,8 @@ pub(crate) async fn write(
         admission::deleted(&call.state, kind, old);
         return Ok(Stored { bytes, revision: gone.revision });
     }
-    let (_, bytes) = encode(kind, new.clone())?;
-    if bytes == stored.bytes {
+    set_revision(&mut new, stored.revision);
+    if new == *old {
         // Nothing changed: no new revision, no event. Upstream does the same.
         return Ok(stored.clone());
     }
