@@ -28,17 +28,24 @@
 
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "host"))]
 extern crate std;
 
 pub mod checksum;
 pub mod flow;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
 pub mod icmp;
 pub mod packet;
 pub mod select;
 pub mod socket;
 pub mod translate;
 pub mod uplink;
+
+#[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
+mod uplink_tests;
 
 use pith_abi::{
     Affinity, AffinityKey, Backend, Flow, FlowState, Frontend, FrontendTarget, NodeConfig, Reason, Service,

@@ -10,6 +10,7 @@ use std::{
     ops::RangeInclusive,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
@@ -17,7 +18,8 @@ use aya::{
     maps::{MapInfo, MapType},
     pin::PinError as AyaPinError,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, links::FdLink,
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
+        TestRunOptions, links::FdLink,
     },
 };
 use pith_abi::{
@@ -150,6 +152,32 @@ pub enum DatapathError {
     NetnsCookie(#[source] io::Error),
 }
 
+/// A hook at the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    Ingress,
+    Egress,
+}
+
+impl Uplink {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Ingress => UPLINK_INGRESS,
+            Self::Egress => UPLINK_EGRESS,
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// A `TCX_*` action of include/uapi/linux/bpf.h.
+    pub verdict: i32,
+    pub packet: Vec<u8>,
+    /// What the program took.
+    pub duration: Duration,
+}
+
 /// The loaded datapath of one node.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -226,6 +254,21 @@ impl Datapath {
     pub fn reasons(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
         let count = |reason: &Reason| Ok((*reason, self.maps.reason(*reason)?));
         Reason::ALL.iter().map(count).collect()
+    }
+
+    /// Runs a packet, from its Ethernet header on, through a program of the uplink and the live maps; flows
+    /// it begins stay. The uplink has to be attached.
+    pub fn replay(&self, hook: Uplink, packet: &[u8]) -> Result<Replayed, DatapathError> {
+        let name = hook.program();
+        let failed = |source| DatapathError::Program { program: name, source };
+        let program: &SchedClassifier =
+            self.ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        let mut out = vec![0; packet.len()];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        let result = program.test_run(options).map_err(failed)?;
+        Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
     }
 
     /// Detaches a datapath and removes its pins, whether or not a process uses it. Pins that are not ours

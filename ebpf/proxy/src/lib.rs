@@ -29,7 +29,7 @@ pub mod world;
 
 pub use bpffs::PinError;
 pub use cidr::{Cidr, CidrError};
-pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits};
+pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits, Replayed, Uplink};
 pub use flows::Collected;
 pub use maps::{MapAccess, ServiceMaps};
 pub use plan::{Group, GroupKey, NodeIdentity, Reach, ServicePlan, plan, plan_service};

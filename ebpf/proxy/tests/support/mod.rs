@@ -5,13 +5,14 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     net::SocketAddrV4,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sched::{CloneFlags, unshare};
@@ -78,15 +79,10 @@ impl Sandbox {
     }
 
     fn leave(self) {
-        // Threads of the test's servers are still blocked in calls; they end with the program.
-        let threads = fs::read_to_string(self.cgroup.join("cgroup.threads")).unwrap_or_default();
-        let left =
-            threads.lines().try_for_each(|thread| fs::write(self.parent.join("cgroup.threads"), thread));
-        let removed = fs::remove_dir(&self.cgroup);
+        let removed = empty(&self.cgroup, &self.parent);
         let unmounted = rustix::mount::unmount(self.folder.path(), rustix::mount::UnmountFlags::DETACH);
         if !thread::panicking() {
-            left.expect("threads go back to where they came from");
-            removed.expect("the cgroup is empty");
+            removed.expect("the cgroup is ours and empty");
             unmounted.expect("the mount is this thread's");
         }
     }
@@ -107,6 +103,26 @@ impl Sandbox {
 
 fn join(cgroup: &Path) -> std::io::Result<()> {
     fs::write(cgroup.join("cgroup.threads"), rustix::thread::gettid().as_raw_nonzero().to_string())
+}
+
+/// Moves every thread of a test's cgroup back and removes the cgroup. Servers may still be blocked in calls,
+/// and threads that are just ending can neither be moved nor be waited for.
+fn empty(cgroup: &Path, parent: &Path) -> std::io::Result<()> {
+    let started = Instant::now();
+    loop {
+        for thread in fs::read_to_string(cgroup.join("cgroup.threads"))?.lines() {
+            match fs::write(parent.join("cgroup.threads"), thread) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
+        }
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && started.elapsed() < DEADLINE => {
+                thread::yield_now();
+            }
+            other => return other,
+        }
+    }
 }
 
 fn private_mounts() -> rustix::io::Result<()> {
@@ -130,6 +146,44 @@ pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output();
     let output = output.expect("`ip` was there when the sandbox was entered");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A network namespace beside the sandbox's: a thread in it does what it is told. Sockets and threads
+/// made there stay there.
+pub(crate) struct Namespace {
+    jobs: mpsc::Sender<Job>,
+    pub(crate) path: String,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Namespace {
+    /// Outside of the sandbox's cgroup: its sockets see no Services.
+    pub(crate) fn new(sandbox: &Sandbox) -> Self {
+        let parent = sandbox.parent.clone();
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, path) = mpsc::channel();
+        thread::spawn(move || {
+            join(&parent).expect("the thread may go back to where it came from");
+            unshare(CloneFlags::CLONE_NEWNET).expect("the sandbox could do so as well");
+            ip("link set lo up");
+            ready.send(own_namespace()).expect("the test waits");
+            for job in inbox {
+                job();
+            }
+        });
+        Self { jobs, path: path.recv_timeout(DEADLINE).expect("the thread says where it is") }
+    }
+
+    pub(crate) fn run<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {
+        let (done, result) = mpsc::channel();
+        let job = move || {
+            // The test has given up where nobody listens.
+            let _ = done.send(job());
+        };
+        self.jobs.send(Box::new(job)).expect("the thread lives as long as the test");
+        result.recv_timeout(DEADLINE).expect("the job does not panic and ends in time")
+    }
 }
 
 /// Path of the network namespace of the calling thread.
