@@ -25,6 +25,7 @@ mod http;
 mod identity;
 mod metrics;
 mod objects;
+mod openapi;
 mod paths;
 pub mod pki;
 mod render;

@@ -8,6 +8,7 @@ use pith_api::{ApiError, discovery};
 use crate::{
     accept,
     http::{Body, answer, json, text},
+    openapi,
     pki::join::AUTHORITY_PATH,
     request::{Place, Query},
     service_tokens::ISSUER,
@@ -55,7 +56,7 @@ pub(crate) async fn handle(
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
         )),
-        _ if path.starts_with("/openapi/") => openapi(path, parts),
+        _ if path.starts_with("/openapi/") => openapi::handle(&state.openapi, path, parts),
         _ => health(state, path, parts).await,
     }
 }
@@ -99,10 +100,6 @@ fn discover(state: &State, core: bool, names: &[String], parts: &Parts) -> Resul
         _ => None,
     };
     Ok(json(StatusCode::OK, &document.ok_or_else(ApiError::no_such_path)?))
-}
-
-fn openapi(_path: &str, _parts: &Parts) -> Result<Response<Body>, ApiError> {
-    Err(ApiError::no_such_path())
 }
 
 /// Health, in upstream's words: `ok`, or each check with `?verbose`.

@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admission::services::Allocations, authz::Authorizer, metrics::Metrics, objects::Objects, pki::Pki,
-    service_tokens::ServiceTokens, stream_proxy::Kubelets,
+    admission::services::Allocations, authz::Authorizer, metrics::Metrics, objects::Objects,
+    openapi::Documents, pki::Pki, service_tokens::ServiceTokens, stream_proxy::Kubelets,
 };
 
 /// Requests that are worked on at once, watches and streams apart (upstream: 400 reads and 200 writes).
@@ -21,6 +21,7 @@ pub(crate) struct State {
     pub(crate) services: Allocations,
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
+    pub(crate) openapi: Documents,
     pub(crate) in_flight: Semaphore,
     /// Where clients reach this server.
     pub(crate) advertise: (IpAddr, u16),

@@ -37,6 +37,8 @@ impl Kubectl<'_> {
             .args(&args)
             .env("KUBECONFIG", self.home.join("kubeconfig"))
             .env("HOME", self.home)
+            // What `edit` runs on the file it is given.
+            .env("KUBE_EDITOR", "sed -i s/before/after/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -121,22 +123,12 @@ async fn everyday_commands() {
         kubectl.says("get service kubernetes -o wide", "", &["10.96.0.1", "443/TCP"]).await;
 
         kubectl.says("create serviceaccount default", "", &["created"]).await;
+        kubectl.says("apply -f -", DEPLOYMENT, &["deployment.apps/web created", "service/web created"]).await;
         kubectl
-            .says(
-                "apply --validate=false -f -",
-                DEPLOYMENT,
-                &["deployment.apps/web created", "service/web created"],
-            )
-            .await;
-        kubectl
-            .says(
-                "apply --validate=false -f -",
-                DEPLOYMENT,
-                &["deployment.apps/web unchanged", "service/web unchanged"],
-            )
+            .says("apply -f -", DEPLOYMENT, &["deployment.apps/web unchanged", "service/web unchanged"])
             .await;
         let changed = DEPLOYMENT.replace("nginx:1", "nginx:2");
-        kubectl.says("apply --validate=false -f -", &changed, &["deployment.apps/web configured"]).await;
+        kubectl.says("apply -f -", &changed, &["deployment.apps/web configured"]).await;
         kubectl.says("get deployment web -o wide", "", &["nginx:2", "app=web", "0/2"]).await;
         kubectl
             .says(
@@ -170,6 +162,9 @@ async fn everyday_commands() {
         kubectl
             .says("wait pod/one --for=jsonpath={.status.phase}=Pending --timeout=10s", "", &["condition met"])
             .await;
+        kubectl.says("explain deployment.spec.replicas", "", &["Number of desired pods"]).await;
+        let bogus = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: a, image: b, bogus: 1}]}";
+        kubectl.fails("apply -f -", bogus, "unknown field \"spec.containers[0].bogus\"").await;
         kubectl.fails("create configmap settings", "", "configmaps \"settings\" already exists").await;
         kubectl.fails("get pod nobody", "", "pods \"nobody\" not found").await;
         kubectl.fails("logs one", "", "one").await;
@@ -178,6 +173,72 @@ async fn everyday_commands() {
         kubectl.says("delete deployment web --cascade=orphan --wait=false", "", &["deleted"]).await;
         kubectl.says("delete configmap settings", "", &["configmap \"settings\" deleted"]).await;
         kubectl.fails("delete namespace default", "", "this namespace may not be deleted").await;
+        cluster.stop().await;
+    }
+}
+
+const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: replica-1}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn further_commands() {
+    for binary in binaries("further_commands") {
+        let cluster = Listening::new().await;
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let kubeconfig = cluster.server.admin_kubeconfig(&cluster.url()).expect("a kubeconfig");
+        std::fs::write(home.path().join("kubeconfig"), kubeconfig).expect("the kubeconfig");
+        let kubectl = Kubectl { binary: &binary, home: home.path() };
+
+        kubectl.says("create namespace work", "", &["namespace/work created"]).await;
+        kubectl.says("create serviceaccount default -n work", "", &["created"]).await;
+        let token = kubectl.says("create token default -n work --duration=10m", "", &["ey"]).await;
+        let args = format!("--token={} auth whoami", token.trim());
+        // The administrator's certificate comes first, as upstream.
+        kubectl.says(&args, "", &["kubernetes-admin"]).await;
+        kubectl
+            .says("auth whoami --as=system:serviceaccount:work:default", "", &["system:serviceaccounts:work"])
+            .await;
+        kubectl.says("auth can-i --list", "", &["*.*"]).await;
+        let (_, answer) = kubectl.run("auth can-i create pods --as=nobody", "").await;
+        assert!(answer.contains("no"), "{answer}");
+
+        kubectl.says("create deployment web --image=nginx --replicas=3 -n work", "", &["created"]).await;
+        kubectl
+            .says("expose deployment web --port=80 --type=NodePort -n work", "", &["service/web exposed"])
+            .await;
+        kubectl.says("get service web -n work", "", &["NodePort", "80:3"]).await;
+        kubectl.says("patch deployment web -n work -p {\"spec\":{\"replicas\":1}}", "", &["patched"]).await;
+        kubectl.says("patch deployment web -n work --type=json -p [{\"op\":\"remove\",\"path\":\"/spec/replicas\"}]", "", &["patched"]).await;
+        kubectl.says("set env deployment/web A=b -n work", "", &["env updated"]).await;
+        kubectl
+            .says("set resources deployment/web --limits=cpu=1,memory=64Mi -n work", "", &["updated"])
+            .await;
+        kubectl.says("describe deployment web -n work", "", &["64Mi", "A:"]).await;
+
+        kubectl.says("create configmap text --from-literal=k=before", "", &["created"]).await;
+        kubectl.says("edit configmap text", "", &["configmap/text edited"]).await;
+        let text = kubectl.says("get configmap text -o yaml", "", &["k: after"]).await;
+        kubectl.says("replace -f -", &text.replace("after", "replaced"), &["configmap/text replaced"]).await;
+        kubectl.fails("replace -f -", &text, "the object has been modified").await;
+        kubectl.says("apply --dry-run=server -f -", DEPLOYMENT, &["web created (server dry run)"]).await;
+        kubectl.fails("get deployment web", "", "not found").await;
+        kubectl.fails("apply --server-side -f -", &text, "server-side apply is not supported").await;
+
+        kubectl.says("create -f -", NODE, &["node/replica-1 created"]).await;
+        kubectl.says("cordon replica-1", "", &["cordoned"]).await;
+        kubectl.says("get nodes", "", &["SchedulingDisabled"]).await;
+        kubectl.says("taint node replica-1 a=b:NoSchedule", "", &["tainted"]).await;
+        kubectl.says("describe node replica-1", "", &["a=b:NoSchedule"]).await;
+        kubectl.says("get --raw /healthz", "", &["ok"]).await;
+        kubectl.says("get --raw /readyz?verbose", "", &["[+]store ok"]).await;
+        kubectl.says("get --raw /metrics", "", &["apiserver_request_total{"]).await;
+        kubectl.says("get events -A", "", &["No resources found"]).await;
+        kubectl.says("get all -n work", "", &["deployment.apps/web", "service/web"]).await;
+        kubectl
+            .says("delete deployment,service --all -n work --cascade=background", "", &["\"web\" deleted"])
+            .await;
+        kubectl.says("delete namespace work --wait=false", "", &["deleted"]).await;
+        kubectl.says("get namespace work", "", &["Terminating"]).await;
+        kubectl.fails("create configmap late -n work", "", "because it is being terminated").await;
         cluster.stop().await;
     }
 }
