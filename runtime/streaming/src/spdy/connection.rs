@@ -40,6 +40,8 @@ use crate::{
 pub(crate) const STREAMS_MAX: usize = 512;
 /// Frames that may wait for the writing half before the reading half waits.
 const REPLIES_MAX: usize = 64;
+/// A data frame is passed on in pieces of at most this.
+const PIECE_BYTES: usize = 16 * 1024;
 /// How long what was written before the end may take to be sent.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the client may take to close after it was told that all is done.
@@ -78,7 +80,8 @@ pub(crate) async fn run(
 ) -> Result<(), SessionError> {
     let (replies, waiting) = mpsc::channel(REPLIES_MAX);
     let reading = Reading {
-        read: BufReader::with_capacity(16 * 1024, read),
+        read: BufReader::with_capacity(PIECE_BYTES, read),
+        piece: vec![0; PIECE_BYTES],
         headers: headers::Reader::new(),
         reply_headers: headers::Writer::new(),
         inputs: HashMap::new(),
@@ -90,9 +93,10 @@ pub(crate) async fn run(
     let writing = Writing { write, waiting, outputs: SelectAll::new(), aborts: HashMap::new() };
     let mut reading = std::pin::pin!(reading.run());
     let mut writing = std::pin::pin!(writing.run(close));
-    // Neither half's progress is lost: the other one is carried on, or the connection is over.
+    // Neither half's progress is lost: the other one is carried on, or the connection is over. A client
+    // that goes as soon as it has everything is no failure, so writing is asked first.
     tokio::select! {
-        ended = &mut reading => ended,
+        biased;
         ended = &mut writing => {
             ended?;
             // Closing before the client has read everything could make its kernel throw away the rest.
@@ -101,11 +105,14 @@ pub(crate) async fn run(
                 Ok(Ok(()) | Err(_)) | Err(_) => Ok(()),
             }
         }
+        ended = &mut reading => ended,
     }
 }
 
 struct Reading<R> {
     read: BufReader<R>,
+    /// Part of a data frame on its way to a pipe.
+    piece: Vec<u8>,
     headers: headers::Reader,
     reply_headers: headers::Writer,
     inputs: HashMap<u32, (WriteHalf<DuplexStream>, Arc<OwnedSemaphorePermit>)>,
@@ -182,16 +189,15 @@ impl<R: AsyncRead + Unpin> Reading<R> {
     /// may not know yet.
     async fn data(&mut self, id: u32, fin: bool, length: usize) -> Result<(), SessionError> {
         let mut left = length;
-        let mut piece = [0; 4096];
         while left > 0 {
-            let room = piece.len().min(left);
-            let n = self.read.read(&mut piece[..room]).await?;
+            let room = self.piece.len().min(left);
+            let n = self.read.read(&mut self.piece[..room]).await?;
             if n == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             left -= n;
             if let Some((input, _)) = self.inputs.get_mut(&id)
-                && input.write_all(&piece[..n]).await.is_err()
+                && input.write_all(&self.piece[..n]).await.is_err()
             {
                 self.inputs.remove(&id);
             }

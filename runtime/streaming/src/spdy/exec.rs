@@ -27,13 +27,24 @@ pub(crate) async fn start(
     version: Version,
     streams: Streams,
 ) -> Result<ExecSession, SessionError> {
+    start_within(OPEN, connection, version, streams).await
+}
+
+/// As [`start`], for a client that has `open` to open its streams.
+pub(crate) async fn start_within(
+    open: Duration,
+    connection: impl Connection,
+    version: Version,
+    streams: Streams,
+) -> Result<ExecSession, SessionError> {
     let (read, write) = tokio::io::split(connection);
     let (opened_sender, opened) = mpsc::channel(1);
     let (close_sender, close) = oneshot::channel();
     let (parts_sender, parts) = oneshot::channel();
     let (finish, finished) = oneshot::channel();
     let task = Task::spawn(async move {
-        let session = serve(opened, version, streams, parts_sender, finished, close_sender);
+        let gathered = gather(open, opened, version, streams);
+        let session = async { serve(gathered.await?, version, parts_sender, finished, close_sender).await };
         let mut running = std::pin::pin!(connection::run(read, write, opened_sender, close));
         // The session ends first, by asking for an orderly end, or the connection does, by failing.
         tokio::select! {
@@ -61,28 +72,25 @@ struct Parts {
     resize: watch::Receiver<Option<TerminalSize>>,
 }
 
-async fn serve(
+/// The client's streams by what they are for.
+type Gathered = HashMap<String, Opened>;
+
+async fn gather(
+    open: Duration,
     mut opened: mpsc::Receiver<Opened>,
     version: Version,
     streams: Streams,
-    parts: oneshot::Sender<Parts>,
-    finished: oneshot::Receiver<Outcome>,
-    close: oneshot::Sender<Close>,
-) -> Result<(), SessionError> {
-    let mut expected = vec!["error"];
-    let resizes = streams.tty && version >= Version::V3;
-    for (name, wanted) in [
+) -> Result<Gathered, SessionError> {
+    let wanted = [
+        ("error", true),
         ("stdin", streams.stdin),
         ("stdout", streams.stdout),
         ("stderr", streams.stderr),
-        ("resize", resizes),
-    ] {
-        if wanted {
-            expected.push(name);
-        }
-    }
-    let mut found: HashMap<String, Opened> = HashMap::new();
-    let gather = async {
+        ("resize", streams.tty && version >= Version::V3),
+    ];
+    let expected: Vec<_> = wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
+    let mut found = Gathered::new();
+    let all = async {
         while expected.iter().any(|name| !found.contains_key(*name)) {
             let Some(stream) = opened.recv().await else { return Err(SessionError::Gone) };
             if let Some(name) = stream.headers.get("streamtype") {
@@ -91,14 +99,20 @@ async fn serve(
         }
         Ok(())
     };
-    if let Ok(gathered) = timeout(OPEN, gather).await {
-        gathered?;
-    } else {
-        let opened = expected.iter().filter(|name| found.contains_key(**name)).count();
-        return Err(SessionError::StreamsMissing { opened, expected: expected.len() });
+    if let Ok(gathered) = timeout(open, all).await {
+        return gathered.map(|()| found);
     }
-    drop(opened);
+    let opened = expected.iter().filter(|name| found.contains_key(**name)).count();
+    Err(SessionError::StreamsMissing { opened, expected: expected.len() })
+}
 
+async fn serve(
+    mut found: Gathered,
+    version: Version,
+    parts: oneshot::Sender<Parts>,
+    finished: oneshot::Receiver<Outcome>,
+    close: oneshot::Sender<Close>,
+) -> Result<(), SessionError> {
     let unless = ["stdin", "resize"].iter().filter_map(|name| found.get(*name)).map(|it| it.id);
     let end = Close { unless: unless.collect() };
     let mut take = |name: &str| found.remove(name).map(|it| it.stream);

@@ -138,6 +138,12 @@ pub(crate) fn data(stream: u32, fin: bool, payload: &[u8]) -> Vec<u8> {
     frame(stream, u8::from(fin) * FLAG_FIN, &[payload])
 }
 
+/// What a client sends to open a stream.
+#[cfg(test)]
+pub(crate) fn syn_stream(stream: u32, fin: bool, block: &[u8]) -> Vec<u8> {
+    control(SYN_STREAM, u8::from(fin) * FLAG_FIN, &[&stream.to_be_bytes(), &[0; 6], block])
+}
+
 fn control(kind: u16, flags: u8, parts: &[&[u8]]) -> Vec<u8> {
     frame(0x8000_0000 | u32::from(VERSION) << 16 | u32::from(kind), flags, parts)
 }

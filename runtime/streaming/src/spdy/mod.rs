@@ -5,3 +5,5 @@ pub(crate) mod exec;
 pub(crate) mod forward;
 mod frame;
 mod headers;
+#[cfg(test)]
+mod tests;

@@ -85,10 +85,12 @@ async fn serve<C: Connection>(connection: C, version: Version, ends: Ends) -> Re
     };
     let writing = write(sink, outputs, finish);
     let mut reading = std::pin::pin!(reading);
-    // Reading ends when the client has gone: then nothing can be written either.
+    // Reading ends when the client has gone: then nothing can be written either. A client that goes as
+    // soon as it has everything is no failure, so writing is asked first.
     let mut sink = tokio::select! {
-        ended = &mut reading => return ended,
+        biased;
         ended = writing => ended?,
+        ended = &mut reading => return ended,
     };
     let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     let _ = sink.send(Message::Close(Some(close))).await;

@@ -12,6 +12,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         Error, Message,
+        error::ProtocolError as Protocol,
         protocol::{Role, WebSocketConfig},
     },
 };
@@ -21,6 +22,8 @@ use crate::session::{Connection, ProtocolError, SessionError};
 
 pub(crate) mod channels;
 pub(crate) mod forward;
+#[cfg(test)]
+mod tests;
 
 /// Longest message that is accepted. kubectl's have 32 KiB; some clients send whole files.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -84,7 +87,9 @@ async fn send<C: Connection>(sink: &mut Sink<C>, channel: u8, payload: &[u8]) ->
 fn failure(error: Error) -> SessionError {
     match error {
         Error::Io(error) => SessionError::Io(error),
-        Error::ConnectionClosed | Error::AlreadyClosed => SessionError::Gone,
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Protocol(Protocol::ResetWithoutClosingHandshake) => SessionError::Gone,
         error => ProtocolError::WebSocket(error.to_string()).into(),
     }
 }
