@@ -16,7 +16,7 @@ use pith_network::{
     topology::{self, ReplicaNet, Topology},
 };
 
-fn uid(text: &str) -> PodUid {
+pub(crate) fn uid(text: &str) -> PodUid {
     PodUid::parse(text).expect("valid")
 }
 
@@ -24,7 +24,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn cluster(replicas: u16) -> Topology {
+pub(crate) fn cluster(replicas: u16) -> Topology {
     topology::ensure(&topology::Config {
         cluster: ClusterName::parse("pods").expect("valid"),
         replicas,
@@ -35,7 +35,7 @@ fn cluster(replicas: u16) -> Topology {
     .expect("made")
 }
 
-fn config(replica: &ReplicaNet, state: &tempfile::TempDir) -> pods::Config {
+pub(crate) fn config(replica: &ReplicaNet, state: &tempfile::TempDir) -> pods::Config {
     let n = replica.number.get();
     pods::Config {
         state_dir: state.path().join(format!("replica-{n}")),
