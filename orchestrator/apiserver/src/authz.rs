@@ -117,7 +117,7 @@ fn asks_about_itself(what: &Attributes<'_>) -> bool {
         )
 }
 
-/// What a node may ask for. What it may write is narrowed by `admission::nodes`, which sees the objects.
+/// What a node may ask for; narrowed by `admission::nodes`, which sees the objects.
 fn node(name: &str, what: &Attributes<'_>) -> bool {
     let own = what.name == name;
     match (what.group, what.resource, what.subresource) {

@@ -219,6 +219,25 @@ async fn a_node_joins_and_speaks_only_for_itself() {
     let (status, _) = ask(&cluster, shows(), Method::DELETE, path, &Value::Null).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "another node's pod");
 
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for name in ["used", "unused"] {
+        admin(&cluster, Method::POST, secrets, json!({"metadata": {"name": name}})).await;
+    }
+    let pod = json!({"metadata": {"name": "b"}, "spec": {
+        "nodeName": "replica-1",
+        "containers": [{"name": "c", "image": "i", "envFrom": [{"secretRef": {"name": "used"}}]}],
+    }});
+    admin(&cluster, Method::POST, "/api/v1/namespaces/default/pods", pod).await;
+    for (path, expect) in [
+        (format!("{secrets}/used"), StatusCode::OK),
+        (format!("{secrets}?fieldSelector=metadata.name%3Dused"), StatusCode::OK),
+        (format!("{secrets}/unused"), StatusCode::FORBIDDEN),
+        (secrets.to_owned(), StatusCode::FORBIDDEN),
+        ("/api/v1/namespaces/default/configmaps/kube-root-ca.crt".to_owned(), StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(ask(&cluster, shows(), Method::GET, &path, &Value::Null).await.0, expect, "{path}");
+    }
+
     let fresh = renew(&cluster.url(), &node, "replica-1", &[], &[LOOPBACK]).await.expect("a renewal");
     assert_ne!(fresh.client.certificate_pem, node.client.certificate_pem);
     let stolen = renew(&cluster.url(), &node, "replica-2", &[], &[LOOPBACK]).await;

@@ -209,3 +209,26 @@ proptest! {
         tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(run(steps));
     }
 }
+
+/// A reader that is slower than the history is long is told so, and costs nothing meanwhile.
+#[tokio::test]
+async fn a_watch_that_fell_behind_ends() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let limits = pith_store::Limits { max_events: 10, ..pith_store::Limits::default() };
+    let store = Embedded::open_with(dir.path(), limits).expect("an empty store opens");
+    let prefix = collection().prefix(None).expect("a valid prefix");
+    let mut slow = store.watch(prefix.clone(), Revision(1)).await.expect("a watch");
+    let pods = Collection::new("", "pods").and_then(|all| all.prefix(None)).expect("a valid prefix");
+    let mut other = store.watch(pods, Revision(1)).await.expect("a watch");
+    for value in 0..20 {
+        store.put(key(0), Bytes::from(vec![value]), Expect::Any).await.expect("a write");
+    }
+    assert_eq!(slow.next().await.map(|_| ()).map_err(|error| name(&error)), Err("compacted"));
+    assert_eq!(slow.progress().await.map_err(|error| name(&error)), Err("compacted"));
+    assert_eq!(other.progress().await.expect("its collection is quiet"), Revision(21));
+    let mut fresh = store.watch(prefix, Revision(15)).await.expect("a watch");
+    assert_eq!(fresh.next().await.expect("events").len(), 6);
+    store.compact(Revision(21)).await.expect("compaction");
+    let early = store.watch(collection().prefix(None).expect("a valid prefix"), Revision(20)).await;
+    assert_eq!(early.map(|_| ()).map_err(|error| name(&error)), Err("compacted"));
+}

@@ -29,6 +29,9 @@ impl Admitted {
     }
 }
 
+/// Looks at a reading that is about to happen.
+pub(crate) use self::nodes::read;
+
 /// Looks at an object that is about to be created.
 pub(crate) async fn create(call: &Call, object: &mut Value) -> Result<Admitted, ApiError> {
     namespaces::create(call, object).await?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Call;
 use crate::{
+    admission,
     filter::Filter,
     http::Body,
     objects::{Objects, Stored, failed},
@@ -19,6 +20,7 @@ const PAGE: usize = 500;
 
 pub(crate) async fn get(call: &Call) -> Result<Response<Body>, ApiError> {
     let name = call.target.require_name()?;
+    admission::read(call, Some(name)).await?;
     // The newest state is served whatever resourceVersion is asked for, unless it is not reached yet.
     await_revision(call, requested_revision(call)?).await?;
     let stored = call.state.objects.get(call.target.kind, call.namespace(), name).await?;
@@ -55,6 +57,7 @@ struct Start {
 
 pub(crate) async fn list(call: &Call) -> Result<Response<Body>, ApiError> {
     let filter = Filter::of(call.target.kind, &call.query)?;
+    admission::read(call, filter.name()).await?;
     let prefix = Objects::prefix(call.target.kind, call.namespace())?;
     let start = start(call, &prefix).await?;
     let (entries, meta) = select(call, &filter, prefix, start).await?;

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Call, read::requested_revision};
 use crate::{
     accept::Form,
+    admission,
     filter::Filter,
     http::{Body, streamed},
     metrics::WatchGuard,
@@ -41,6 +42,7 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
     let filter = Filter::of(call.target.kind, &call.query)?;
+    admission::read(&call, filter.name()).await?;
     let wanted = Wanted::of(&call)?;
     let follower = Follower::start(call, filter, wanted).await?;
     let body = futures::stream::unfold(follower, |mut follower| async move {
