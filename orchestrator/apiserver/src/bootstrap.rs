@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use pith_api::{ApiError, Kind, Reason, meta};
 use pith_store::{Expect, ListRequest};
 use serde_json::{Value, json};
@@ -126,7 +125,7 @@ pub(crate) async fn services(objects: &Objects) -> Result<Vec<Value>, ApiError> 
     listing.entries.into_iter().map(|entry| Stored::from(entry).value(kind)).collect()
 }
 
-/// Stores a bootstrap token, in the form that kubeadm gives it.
+/// Stores a bootstrap token.
 pub(crate) async fn token(
     objects: &Objects,
     token: &BootstrapToken,
@@ -135,18 +134,5 @@ pub(crate) async fn token(
     let lifetime = jiff::SignedDuration::try_from(lifetime).map_err(ApiError::internal)?;
     let expiry = jiff::Timestamp::now().checked_add(lifetime);
     let expiry = expiry.map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
-    let data = |text: &str| Value::from(BASE64_STANDARD.encode(text));
-    let secret = json!({
-        "kind": "Secret", "apiVersion": "v1",
-        "metadata": {"name": format!("bootstrap-token-{}", token.id()), "namespace": "kube-system"},
-        "type": "bootstrap.kubernetes.io/token",
-        "data": {
-            "token-id": data(token.id()),
-            "token-secret": data(token.secret()),
-            "expiration": data(&pith_api::time::seconds(expiry)),
-            "usage-bootstrap-authentication": data("true"),
-            "auth-extra-groups": data("system:bootstrappers:pith"),
-        },
-    });
-    make(objects, core("secrets"), secret, Existing::Kept).await
+    make(objects, core("secrets"), token.object(expiry), Existing::Kept).await
 }

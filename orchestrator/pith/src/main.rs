@@ -1,1 +1,49 @@
-fn main() {}
+//! The binary `pith`: reads the command line and starts the role or the tool that it names.
+//!
+//! Exit codes are part of the contract: 0 done, 1 failed, 2 used wrongly (clap's own).
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+mod cluster;
+mod doctor;
+mod image;
+mod machine;
+mod output;
+mod roles;
+mod token;
+
+use cli::{Cli, Command};
+
+/// Long-lived processes with many small, short-lived JSON trees: glibc's allocator keeps several times
+/// the memory that is in use, mimalloc gives it back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::start_logging(cli.log.as_deref());
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pith: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => cluster::up::run(&args),
+        Command::Down(args) => cluster::down::run(&args),
+        Command::Status(args) => cluster::status::run(&args),
+        Command::Primary(args) => roles::primary::run(args),
+        Command::Replica(args) => roles::replica::run(args),
+        Command::Proxy(args) => roles::proxy::run(args),
+        Command::Token(args) => token::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}

@@ -137,10 +137,7 @@ async fn authority(server: &str, hash: Option<&str>) -> Result<String, JoinError
     if status != StatusCode::OK {
         return Err(JoinError::Refused { server: server.to_owned(), message: pem });
     }
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| wrong("not a certificate"))?;
-    let (_, certificate) =
-        x509_parser::certificate::X509Certificate::from_der(&der).map_err(|_| wrong("not a certificate"))?;
-    let found = authority::key_hash(certificate.public_key().raw);
+    let found = authority_hash(&pem).ok_or_else(|| wrong("not a certificate"))?;
     match hash {
         Some(expected) if expected != found => {
             Err(JoinError::WrongAuthority { server: server.to_owned(), found, expected: expected.to_owned() })
@@ -151,6 +148,13 @@ async fn authority(server: &str, hash: Option<&str>) -> Result<String, JoinError
             Ok(pem)
         }
     }
+}
+
+/// `sha256:<hex>` of the key in an authority's certificate, as tokens name it; `None` if the text is no certificate.
+pub fn authority_hash(pem: &str) -> Option<String> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(&der).ok()?;
+    Some(authority::key_hash(certificate.public_key().raw))
 }
 
 async fn certify(

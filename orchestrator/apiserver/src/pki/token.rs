@@ -5,7 +5,10 @@
 
 use std::{fmt, str::FromStr};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
 use rand::{Rng, distr::slice::Choose};
+use serde_json::{Value, json};
 
 const ID_CHARS: usize = 6;
 const SECRET_CHARS: usize = 16;
@@ -53,6 +56,23 @@ impl BootstrapToken {
 
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
+    }
+
+    /// The Secret that makes the token good until `expiry`, in the form that kubeadm gives it.
+    pub fn object(&self, expiry: Timestamp) -> Value {
+        let data = |text: &str| Value::from(BASE64_STANDARD.encode(text));
+        json!({
+            "kind": "Secret", "apiVersion": "v1",
+            "metadata": {"name": format!("bootstrap-token-{}", self.id), "namespace": "kube-system"},
+            "type": "bootstrap.kubernetes.io/token",
+            "data": {
+                "token-id": data(&self.id),
+                "token-secret": data(&self.secret),
+                "expiration": data(&pith_api::time::seconds(expiry)),
+                "usage-bootstrap-authentication": data("true"),
+                "auth-extra-groups": data("system:bootstrappers:pith"),
+            },
+        })
     }
 }
 

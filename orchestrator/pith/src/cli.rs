@@ -1,0 +1,253 @@
+//! The command line, a contract: scripts and tests rely on these names and defaults.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where state lives unless `--dir` says otherwise.
+pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";
+
+#[derive(Parser)]
+#[command(
+    name = "pith",
+    version,
+    about = "A small Kubernetes whose replicas talk straight to the kernel",
+    propagate_version = true
+)]
+pub(crate) struct Cli {
+    /// What to log, in tracing's filter syntax (for example `info,pith_kubelet=debug`).
+    #[arg(long, global = true, env = "PITH_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a whole cluster on this machine, or whatever of it is not running.
+    Up(UpArgs),
+    /// Stop a cluster that `up` started and leave nothing of it behind.
+    Down(DownArgs),
+    /// Show the replicas, pods and Services of a cluster on this machine.
+    Status(StatusArgs),
+    /// Run a primary: API server, controllers, scheduler.
+    Primary(PrimaryArgs),
+    /// Run a replica: kubelet, eBPF proxy, DNS.
+    Replica(ReplicaArgs),
+    /// Run only the eBPF kube-proxy, against any Kubernetes API.
+    Proxy(ProxyArgs),
+    /// Create bootstrap tokens with which replicas join.
+    Token(TokenArgs),
+    /// Look after a replica's image store.
+    Image(ImageArgs),
+    /// Say what this kernel can and cannot do for pith, and what to change.
+    Doctor(DoctorArgs),
+}
+
+/// Which cluster of this machine is meant.
+#[derive(Args, Clone)]
+pub(crate) struct ClusterArgs {
+    /// The cluster's name: several can run side by side.
+    #[arg(long, default_value = "pith")]
+    pub(crate) name: String,
+    /// Where its state is kept [default: /var/lib/pith, or /var/lib/pith-NAME for another name].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// How many replicas, each in a network namespace of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) replicas: u16,
+    /// Return when every replica is Ready; without it, stay until Ctrl-C and stop the cluster then.
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// The subnet that joins the replicas, an IPv4 /24 [default: a free one].
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) node_cidr: Option<String>,
+    /// The addresses of pods, an IPv4 /16 [default: a free one].
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Option<String>,
+    /// The addresses of Services.
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: String,
+    /// The API server's port [default: 6443, or the next free one].
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Seconds without a lease after which a replica counts as lost.
+    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
+    pub(crate) node_grace: u64,
+    /// Seconds after which pods of a lost replica are replaced, unless a pod's tolerations say otherwise.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) eviction_grace: i64,
+}
+
+#[derive(Args)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Stop everything but keep the state folder, so that the next `up` goes on from it.
+    #[arg(long)]
+    pub(crate) keep_state: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct PrimaryArgs {
+    /// Where the store, the keys and the admin kubeconfig are kept.
+    #[arg(long, default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Address to serve the API on; may be given several times. The first is the one advertised.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6443")]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Where objects are stored: only `embedded` for now.
+    #[arg(long, default_value = "embedded")]
+    pub(crate) store: String,
+    /// The cluster's name in the kubeconfig.
+    #[arg(long, default_value = "pith")]
+    pub(crate) name: String,
+    /// The addresses of pods; each replica gets a /24 of them.
+    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: String,
+    /// The addresses of Services.
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: String,
+    /// Seconds without a lease after which a replica counts as lost.
+    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
+    pub(crate) node_grace: u64,
+    /// Seconds after which pods of a lost replica are replaced, unless a pod's tolerations say otherwise.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) eviction_grace: i64,
+}
+
+#[derive(Args)]
+pub(crate) struct ReplicaArgs {
+    /// Where images, pods' volumes and credentials are kept.
+    #[arg(long, default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Where sockets are kept.
+    #[arg(long, default_value = "/run/pith")]
+    pub(crate) run_dir: PathBuf,
+    /// The API server to join, for example https://10.0.0.1:6443.
+    #[arg(long, value_name = "URL", requires = "token", conflicts_with = "kubeconfig")]
+    pub(crate) join: Option<String>,
+    /// The bootstrap token, from `pith token create`.
+    #[arg(long, env = "PITH_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Credentials in place of a token, for pith or any other Kubernetes API.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The node's name [default: the host's name].
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// The node's address [default: the uplink's first].
+    #[arg(long)]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// The interface that leads to the other nodes [default: the default route's].
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) uplink: Option<String>,
+    /// The network namespace to live in, a name under /run/netns [default: the one it is started in].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) netns: Option<String>,
+    /// The addresses of all pods of the cluster; what pods send elsewhere is masqueraded.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) cluster_cidr: Option<String>,
+    /// The cgroup subtree of this replica, relative to each hierarchy's root.
+    #[arg(long, default_value = "pith/replica")]
+    pub(crate) cgroup: String,
+    /// Folder for pinned maps and links below a bpffs.
+    #[arg(long, default_value = "/sys/fs/bpf/pith/replica")]
+    pub(crate) bpf_dir: PathBuf,
+    /// Most pods at a time.
+    #[arg(long, default_value_t = 250)]
+    pub(crate) max_pods: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct ProxyArgs {
+    /// Credentials for the Kubernetes API.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+    /// This node's name in that cluster [default: the host's name].
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// The interface that leads to the other nodes [default: the default route's].
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) uplink: Option<String>,
+    /// The v2 cgroup whose processes reach Services [default: the hierarchy's root].
+    #[arg(long)]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Folder for pinned maps and links below a bpffs.
+    #[arg(long, default_value = "/sys/fs/bpf/pith/proxy")]
+    pub(crate) bpf_dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print a new bootstrap token.
+    Create {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// How many hours it is good for.
+        #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
+        ttl_hours: u32,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct ImageArgs {
+    /// Act on every replica of this cluster on this machine.
+    #[arg(long, global = true)]
+    pub(crate) name: Option<String>,
+    /// The state folder of the replica, or with --name of the cluster.
+    #[arg(long, global = true)]
+    pub(crate) dir: Option<PathBuf>,
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    #[command(subcommand)]
+    pub(crate) command: ImageCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Read images from an OCI layout or a `docker save` archive.
+    Import { file: PathBuf },
+    /// Fetch an image from its registry.
+    Pull { reference: String },
+    /// List the images.
+    Ls,
+    /// Forget an image; its layers go with the next gc.
+    Rm { reference: String },
+    /// Remove what no image and no container uses.
+    Gc,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}

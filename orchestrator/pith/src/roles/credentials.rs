@@ -1,0 +1,89 @@
+//! A replica's certificates: from its state folder, or from the primary it joins.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use pith_apiserver::pki::join::{Credentials, join};
+use pith_apiserver::pki::token::BootstrapToken;
+use pith_apiserver::pki::{Issued, kubeconfig};
+
+use crate::cli::ReplicaArgs;
+
+/// Files of the folder `credentials`; the kubeconfig is written last, so that it marks a complete set.
+const AUTHORITY: &str = "ca.crt";
+const SERVING_CERTIFICATE: &str = "serving.crt";
+const SERVING_KEY: &str = "serving.key";
+const KUBECONFIG: &str = "kubeconfig";
+
+/// What the kubelet's server needs; none when the replica came with a kubeconfig of its user's.
+pub(crate) struct Serving {
+    pub(crate) authority: String,
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// Joins if this replica never did, and leaves its credentials in `<dir>/credentials`.
+pub(crate) async fn obtain(
+    args: &ReplicaArgs,
+    node: &str,
+    address: IpAddr,
+) -> Result<(kube::Client, Option<Serving>)> {
+    if let Some(path) = &args.kubeconfig {
+        return Ok((super::client_from(path).await?, None));
+    }
+    let dir = args.dir.join("credentials");
+    let marker = dir.join(KUBECONFIG);
+    if !marker.exists() {
+        let (Some(server), Some(token)) = (&args.join, &args.token) else {
+            bail!("this replica has never joined: give --join and --token, or --kubeconfig");
+        };
+        let token: BootstrapToken = token.parse().context("--token")?;
+        let credentials = join(server, &token, node, &[node.to_owned()], &[address])
+            .await
+            .with_context(|| format!("join {server} as {node}"))?;
+        save(&dir, server, node, &credentials)?;
+    }
+    let read = |name: &str| {
+        let path = dir.join(name);
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let serving = Serving {
+        authority: read(AUTHORITY)?,
+        certificate: read(SERVING_CERTIFICATE)?,
+        key: read(SERVING_KEY)?,
+    };
+    Ok((super::client_from(&marker).await?, Some(serving)))
+}
+
+fn save(dir: &Path, server: &str, node: &str, credentials: &Credentials) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let Issued { certificate_pem, key_pem } = &credentials.serving;
+    let text = kubeconfig(node, server, &credentials.authority_pem, &credentials.client);
+    let files = [
+        (AUTHORITY, credentials.authority_pem.as_str()),
+        (SERVING_CERTIFICATE, certificate_pem),
+        (SERVING_KEY, key_pem),
+        (KUBECONFIG, &text),
+    ];
+    for (name, content) in files {
+        write_private(&dir.join(name), content)?;
+    }
+    Ok(())
+}
+
+/// Written beside its place and renamed: keys are never readable by others and never half there.
+pub(super) fn write_private(path: &Path, content: &str) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        io::Write::write_all(&mut file, content.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}

@@ -1,0 +1,84 @@
+//! `pith primary`: store, API server, controllers and scheduler in one process.
+//!
+//! Controllers and scheduler use the same `kube` client as everybody else, built over the API server's router
+//! instead of a socket.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use pith_apiserver::{Config, Identity, Server};
+use pith_controllers::Options;
+use pith_store::Embedded;
+use tokio::net::TcpListener;
+
+use super::credentials::write_private;
+use super::tasks::Tasks;
+use super::{cancelled_by_signals, notify_ready};
+use crate::cli::PrimaryArgs;
+
+/// The API is mostly waiting; more threads would only cost memory.
+const WORKER_THREADS: usize = 2;
+
+pub(crate) fn run(args: PrimaryArgs) -> Result<()> {
+    // A process group's leader cannot make a session; it is apart from the terminal's already.
+    match rustix::process::setsid() {
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(error).context("make a session"),
+    }
+    if args.store != "embedded" {
+        bail!("--store {}: only `embedded` is there", args.store);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: PrimaryArgs) -> Result<()> {
+    let tasks = Tasks::new(cancelled_by_signals()?);
+    fs::create_dir_all(&args.dir).with_context(|| format!("create {}", args.dir.display()))?;
+    // Ports first: one that is in use is said before anything is written.
+    let mut listeners = Vec::new();
+    for address in &args.listen {
+        listeners.push(listen(*address).await?);
+    }
+    let config = Config {
+        dir: args.dir.clone(),
+        cluster_name: args.name.clone(),
+        advertise: args.listen[0],
+        further_addresses: args.listen.iter().map(SocketAddr::ip).collect(),
+        further_names: Vec::new(),
+        service_cidr: args.service_cidr.parse().context("--service-cidr")?,
+    };
+    let store = Embedded::open(&args.dir.join("store")).context("open the store")?;
+    let server = Server::open(config, Arc::new(store)).await.context("open the API server")?;
+    write_kubeconfig(&args, &server)?;
+    let options = Options {
+        cluster_cidr: Some(args.pod_cidr.parse().context("--pod-cidr")?),
+        root_ca: Some(server.pki().authority.certificate_pem().to_owned()),
+    };
+    let controllers = server.client(Identity::controllers());
+    tasks.start("controllers", pith_controllers::run(controllers, options, tasks.cancel()));
+    tasks.start("scheduler", pith_scheduler::run(server.client(Identity::scheduler()), tasks.cancel()));
+    let cancel = tasks.cancel();
+    tasks.start("API server", async move { server.serve(listeners, cancel).await });
+    notify_ready();
+    tasks.finish().await
+}
+
+/// The administrator's credentials, for the last of the addresses: in `pith up` the one on loopback.
+fn write_kubeconfig(args: &PrimaryArgs, server: &Server) -> Result<()> {
+    let address = args.listen.last().context("--listen has a default")?;
+    let path = args.dir.join("kubeconfig");
+    write_private(&path, &server.admin_kubeconfig(&format!("https://{address}"))?)
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--listen {address} cannot be used: choose another address or port"))
+}

@@ -1,0 +1,44 @@
+//! `pith proxy`: only the eBPF kube-proxy, on a node of any Kubernetes cluster.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use pith_cgroup::Hierarchy;
+use pith_proxy::{Datapath, NodeIdentity};
+
+use super::tasks::Tasks;
+use super::{cancelled_by_signals, client_from, notify_ready, uplink};
+use crate::cli::ProxyArgs;
+use crate::machine::{hostname, require_root};
+
+pub(crate) fn run(args: ProxyArgs) -> Result<()> {
+    require_root("proxy")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: ProxyArgs) -> Result<()> {
+    let tasks = Tasks::new(cancelled_by_signals()?);
+    let client = client_from(&args.kubeconfig).await?;
+    let node = args.node_name.map_or_else(hostname, Ok)?;
+    let uplink = args.uplink.map_or_else(uplink::of_default_route, Ok)?;
+    let address = uplink::first_address(&uplink)?;
+    let cgroup = match args.cgroup {
+        Some(cgroup) => cgroup,
+        None => {
+            let hierarchy = Hierarchy::detect()?;
+            let root = hierarchy
+                .v2_root()
+                .context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
+            root.to_owned()
+        }
+    };
+    fs::create_dir_all(&args.bpf_dir).with_context(|| format!("create {}", args.bpf_dir.display()))?;
+    let mut datapath = Datapath::open(&pith_proxy::Config::new(&args.bpf_dir, cgroup))?;
+    datapath.attach_uplink(&uplink, &[address])?;
+    let identity = NodeIdentity { name: node.into() };
+    tasks.start("proxy", pith_proxy::run(client, datapath, identity, tasks.cancel()));
+    notify_ready();
+    tasks.finish().await
+}

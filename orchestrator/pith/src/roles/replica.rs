@@ -1,0 +1,108 @@
+//! `pith replica`: kubelet, eBPF proxy and DNS of one node, wired together. They meet in the API and in
+//! [`ReplicaNetwork`]; when one fails the process ends, and its pods and their traffic go on until the next start
+//! adopts them.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use pith_cgroup::{Cgroup, Hierarchy};
+use pith_kubelet::{Config, Deps, Kubelet, Serving};
+use pith_proxy::{Cidr, Datapath, NodeIdentity};
+
+use super::pod_network::{Place, ReplicaNetwork};
+use super::tasks::Tasks;
+use super::{cancelled_by_signals, credentials, notify_ready, surroundings, uplink};
+use crate::cli::ReplicaArgs;
+use crate::machine::require_root;
+
+/// A node has little to compute; more threads would only cost memory.
+const WORKER_THREADS: usize = 2;
+
+pub(crate) fn run(args: ReplicaArgs) -> Result<()> {
+    require_root("replica")?;
+    let host_netns = surroundings::enter(args.netns.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    runtime.block_on(serve(args, host_netns))
+}
+
+async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
+    let tasks = Tasks::new(cancelled_by_signals()?);
+    let node = args.node_name.clone().map_or_else(crate::machine::hostname, Ok)?;
+    let uplink = args.uplink.clone().map_or_else(uplink::of_default_route, Ok)?;
+    let address = match args.node_ip {
+        Some(address) => address,
+        None => uplink::first_address(&uplink)?.into(),
+    };
+    for dir in [&args.dir, &args.run_dir, &args.bpf_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let datapath = open_datapath(&args, &uplink, address)?;
+    let (client, serving) = credentials::obtain(&args, &node, address).await?;
+    let images = pith_image::Store::open(args.dir.join("images"))?;
+    let identity = NodeIdentity { name: node.as_str().into() };
+    tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
+    let network = ReplicaNetwork::new(Place {
+        client: client.clone(),
+        node: node.clone(),
+        uplink,
+        state_dir: args.dir.join("network"),
+        host_netns,
+        cluster_cidr: args.cluster_cidr.as_deref().and_then(|cidr| cidr.parse().ok()),
+        tasks: tasks.clone(),
+    });
+    let deps = Deps {
+        client,
+        images,
+        network: Arc::new(network),
+        podd: podd_program()?,
+        serving: serving.map(|serving| Serving {
+            certificate: serving.certificate,
+            key: serving.key,
+            client_ca: serving.authority,
+        }),
+    };
+    let mut config = Config::new(node, address, &args.dir, &args.run_dir, &args.cgroup);
+    config.max_pods = args.max_pods;
+    tasks.start("kubelet", Kubelet::run(config, deps, tasks.cancel()));
+    notify_ready();
+    tasks.finish().await
+}
+
+/// Programs and maps come before everything else: pods adopted from a former process never miss a Service.
+fn open_datapath(args: &ReplicaArgs, uplink: &str, address: IpAddr) -> Result<Datapath> {
+    let IpAddr::V4(address) = address else { bail!("--node-ip {address}: only IPv4 for now") };
+    let hierarchy = Arc::new(Hierarchy::detect()?);
+    let cgroup = Cgroup::create(&hierarchy, &args.cgroup)?;
+    let cgroup =
+        cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
+    let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
+    config.cluster_cidr = args.cluster_cidr.as_deref().map(parse_cidr).transpose()?;
+    let mut datapath = Datapath::open(&config)?;
+    datapath.attach_uplink(uplink, &[address])?;
+    Ok(datapath)
+}
+
+fn parse_cidr(text: &str) -> Result<Cidr> {
+    let parsed = text
+        .split_once('/')
+        .and_then(|(address, prefix)| Cidr::new(address.parse::<Ipv4Addr>().ok()?, prefix.parse().ok()?));
+    parsed.with_context(|| format!("--cluster-cidr {text}: not an IPv4 network such as 10.244.0.0/16"))
+}
+
+/// `pith-podd` stands beside this program.
+fn podd_program() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find this program's own file")?;
+    let podd = own.parent().unwrap_or(Path::new("/")).join("pith-podd");
+    if !podd.exists() {
+        bail!("{} is missing: install it beside pith", podd.display());
+    }
+    Ok(podd)
+}
