@@ -9,7 +9,7 @@ use crate::image;
 
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     let programs = programs()?;
-    let images = image::build()?;
+    let images = image::write(&programs)?;
     let mut bench = Command::new(programs.join("pith-bench"));
     bench.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images).args(arguments);
     run(&mut bench)

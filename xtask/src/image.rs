@@ -50,9 +50,14 @@ const IMAGES: [Image; 3] = [
     },
 ];
 
-/// Writes all images into `target/images` and returns the folder.
+/// Builds the program and writes all images; returns their folder.
 pub(crate) fn build() -> Result<PathBuf> {
-    let binary = programs()?.join("pith-probe");
+    write(&programs()?)
+}
+
+/// Writes all images into `target/images` from a program that is built already, and returns the folder.
+pub(crate) fn write(programs: &Path) -> Result<PathBuf> {
+    let binary = programs.join("pith-probe");
     let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
     let folder = root().join("target/images");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod ci;
 mod codegen;
 mod ebpf;
 mod image;
@@ -35,6 +36,8 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Check what must hold besides the tests: formatting, lints, layering, the origin of the eBPF object.
+    Ci,
     /// Build the demo and probe images into target/images.
     Image,
     /// Build the eBPF programs, or check that the committed object is theirs.
@@ -58,6 +61,7 @@ fn main() -> anyhow::Result<()> {
         Command::Up => up::up(),
         Command::Test { filter } => test::test(&filter),
         Command::Bench { arguments } => bench::bench(&arguments),
+        Command::Ci => ci::ci(),
         Command::Image => image::build().map(drop),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Tidy => tidy::run(),

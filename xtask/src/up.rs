@@ -14,7 +14,7 @@ pub(crate) fn up() -> Result<()> {
     }
     let begin = Instant::now();
     let programs = programs()?;
-    let images = image::build()?;
+    let images = image::write(&programs)?;
     println!("==> built in {:.1} s", begin.elapsed().as_secs_f64());
     let mut demo = Command::new(programs.join("pith-bench"));
     demo.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images).arg("demo");

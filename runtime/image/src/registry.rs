@@ -80,10 +80,8 @@ impl Store {
                 async move { job.run(descriptor).await }
             })
             .collect();
-        let sizes: Vec<u64> = futures::stream::iter(jobs)
-            .buffer_unordered(PARALLEL_LAYERS)
-            .try_collect()
-            .await?;
+        let sizes: Vec<u64> =
+            futures::stream::iter(jobs).buffer_unordered(PARALLEL_LAYERS).try_collect().await?;
 
         let store = self.clone();
         let image = blocking(move || store.commit(&documents, &names, sizes.iter().sum())).await?;
