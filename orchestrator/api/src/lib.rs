@@ -7,7 +7,6 @@
 //! What happens to a write, in this order: [`Kind::decode`] → [`Kind::default`] → [`Kind::prepare_create`] or
 //! [`Kind::prepare_update`] → [`Kind::validate_create`] or [`Kind::validate_update`] → [`Kind::to_storage`].
 
-pub mod admission;
 mod certificate;
 mod cluster;
 pub mod codec;
@@ -33,7 +32,7 @@ pub mod quantity;
 pub mod scale;
 pub mod schema;
 pub mod selector;
-pub mod service;
+mod service;
 pub mod status;
 pub mod time;
 mod workload;

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     field::{FieldError, Path},
@@ -35,13 +35,8 @@ pub(crate) const HOOKS: Hooks = Hooks {
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const POLICIES: &[&str] = &["Cluster", "Local"];
 
-/// Whether the server has to give it an address: every type but ExternalName, and not if headless.
-pub fn needs_cluster_ip(service: &Value) -> bool {
-    has_cluster_ip(service) && !is_headless(service)
-}
-
 /// Whether it is reached through a port of every node.
-pub fn needs_node_ports(service: &Value) -> bool {
+fn needs_node_ports(service: &Value) -> bool {
     let spec = &service["spec"];
     match text(&spec["type"]) {
         "NodePort" => true,
@@ -51,11 +46,11 @@ pub fn needs_node_ports(service: &Value) -> bool {
 }
 
 /// Whether load balancers check its health on a port of its own.
-pub fn needs_health_check_port(service: &Value) -> bool {
+fn needs_health_check_port(service: &Value) -> bool {
     service["spec"]["type"] == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
 }
 
-pub fn is_headless(service: &Value) -> bool {
+fn is_headless(service: &Value) -> bool {
     service["spec"]["clusterIP"] == "None"
 }
 
@@ -449,15 +444,6 @@ fn external_ip(service: &Value) -> String {
         (true, _) => "<none>".to_owned(),
         (false, _) => addresses.join(","),
     }
-}
-
-/// The `kubernetes` Service and others that the server makes itself start from this.
-pub fn empty(name: &str, namespace: &str) -> Value {
-    let mut service = Map::new();
-    service.insert("kind".into(), "Service".into());
-    service.insert("apiVersion".into(), "v1".into());
-    service.insert("metadata".into(), json!({"name": name, "namespace": namespace}));
-    Value::Object(service)
 }
 
 #[cfg(test)]

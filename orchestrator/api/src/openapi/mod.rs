@@ -22,9 +22,6 @@ mod schemas;
 pub use schemas::Register;
 pub(crate) use schemas::{describe, undescribed};
 
-/// Media type of v2 as protobuf, which kubectl before 1.27 asks for.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// `/openapi/v3`: where each group version's document is. The hash in each address changes whenever the document
