@@ -73,7 +73,7 @@ impl Server {
     }
 
     fn request(&mut self, key: Key, request: Request, fds: Vec<OwnedFd>) {
-        self.trim = true;
+        self.stir();
         if self.ending.is_some() && !matches!(request, Request::State | Request::Shutdown) {
             return self.refuse(key, Refusal::ShuttingDown);
         }

@@ -269,7 +269,7 @@ impl Server {
 
     /// A container is in a new phase: on file, to subscribers, to who waited for it.
     fn reach(&mut self, key: Key, phase: Phase) {
-        self.trim = true;
+        self.stir();
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.record.phase = phase;
         let record = container.record.clone();

@@ -132,7 +132,7 @@ impl Server {
             Reply::Refused(Refusal::Start(exec.failure.unwrap_or_else(died)))
         };
         self.answer(exec.client, &reply, &[]);
-        self.trim = true;
+        self.stir();
     }
 }
 

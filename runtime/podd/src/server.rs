@@ -16,6 +16,8 @@ use crate::sandbox::Sandbox;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 64;
+/// How long nothing is asked before memory is given back: requests come in bursts.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Names a client, container or exec for as long as this supervisor lives.
 pub(crate) type Key = u64;
@@ -31,8 +33,8 @@ pub(crate) struct Server {
     last_key: Key,
     /// Set once it has been told to end; the client that waits for it.
     pub(crate) ending: Option<Option<Key>>,
-    /// A request has used memory that can go back now.
-    pub(crate) trim: bool,
+    /// When what the last request needed is given back; nothing is to be given back without it.
+    pub(crate) trim_at: Option<Instant>,
 }
 
 /// What `poll` found ready.
@@ -70,7 +72,7 @@ impl Server {
             execs: BTreeMap::new(),
             last_key: 0,
             ending: None,
-            trim: true,
+            trim_at: Some(Instant::now() + IDLE),
         })
     }
 
@@ -86,13 +88,19 @@ impl Server {
                 }
                 return ExitCode::SUCCESS;
             }
-            if std::mem::take(&mut self.trim) {
+            if self.trim_at.is_some_and(|at| at <= Instant::now()) {
+                self.trim_at = None;
                 pith_sys::process::trim_memory();
             }
             for ready in self.wait() {
                 self.handle(ready);
             }
         }
+    }
+
+    /// Something has been done that needed memory: it is given back once nothing happens for a while.
+    pub(crate) fn stir(&mut self) {
+        self.trim_at = Some(Instant::now() + IDLE);
     }
 
     pub(crate) fn new_key(&mut self) -> Key {
@@ -109,7 +117,7 @@ impl Server {
             what.push(Ready::Client(*key, events));
             fds.push(PollFd::new(&client.socket, events));
         }
-        let mut deadline: Option<Instant> = None;
+        let mut deadline = self.trim_at;
         for (key, container) in &self.containers {
             if let Some(control) = &container.control {
                 what.push(Ready::Control(*key));

@@ -417,11 +417,28 @@ pub fn signal_descriptor(signals: &[i32]) -> Result<OwnedFd> {
     }
 }
 
-/// Returns freed memory to the kernel: a supervisor is idle nearly always, and each of its pages counts.
+/// Gives back what an idle process does not need: freed memory, and the mapping of its own code and
+/// constants. Those stay in the page cache, shared by every process of this program, and come back by minor
+/// faults of 64 KiB each (about 1 µs) when they are needed again.
 pub fn trim_memory() {
+    // Both symbols are the linker's (GNU ld and lld): the first byte of the image and the end of its code.
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
     // SAFETY: malloc_trim has no precondition.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
+    }
+    // SAFETY: sysconf has no precondition.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(usize::MAX);
+    let start = (&raw const __executable_start).addr();
+    let end = (&raw const etext).addr() & !(page - 1);
+    if start.is_multiple_of(page) && start < end {
+        let image = (&raw const __executable_start).cast_mut().cast();
+        // SAFETY: the range holds only read-only private mappings of the executable file, never written to
+        // (it has no text relocations), so that dropping their pages changes no content (madvise(2)).
+        unsafe { libc::madvise(image, end - start, libc::MADV_DONTNEED) };
     }
 }

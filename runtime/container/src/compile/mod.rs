@@ -251,12 +251,11 @@ impl Namespaces {
             return Err(CompileError::Missing { field: "linux.namespaces[mount]" });
         }
         namespaces.new.sort_unstable();
-        let before = namespaces.new.len();
-        namespaces.new.dedup();
-        if namespaces.new.len() != before {
+        if namespaces.new.windows(2).any(|pair| pair[0] == pair[1]) {
+            let names: Vec<String> = namespaces.new.iter().map(ToString::to_string).collect();
             return Err(CompileError::Invalid {
                 field: "linux.namespaces".to_owned(),
-                value: namespaces.new.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                value: names.join(", "),
                 problem: "names a namespace twice",
             });
         }
@@ -302,3 +301,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), CompileError> {
     }
     spec.process().as_ref().map_or(Ok(()), process::refuse_unsupported)
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,9 +108,9 @@ impl Supervisor {
 
     fn boot(&self, socket: BorrowedFd<'_>, spec: &SandboxSpec) -> Result<Vec<String>, Error> {
         let wire = |source| Error::Wire { dir: self.dir.clone(), source };
-        wire::send(socket, spec, &[], true).map_err(wire)?;
         set_timeout(socket, Some(ANSWER_TIMEOUT)).map_err(wire)?;
-        match wire::receive(socket, true) {
+        let exchange = wire::send(socket, spec, &[], true).and_then(|()| wire::receive(socket, true));
+        match exchange {
             Ok((Boot::Ready { notices }, _)) => Ok(notices),
             Ok((Boot::Failed { message }, _)) => Err(Error::Boot { dir: self.dir.clone(), message }),
             Err(WireError::Closed) => Err(Error::Boot {

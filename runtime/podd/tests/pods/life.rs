@@ -9,6 +9,7 @@ use pith_container::supervisor::{Error, Supervisor, records};
 use serde_json::json;
 
 use crate::Test;
+use crate::bench::{RESIDENT_MAX_KB, memory_of};
 use crate::pod::{Pod, eventually, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -21,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("states_that_forbid", states_that_forbid),
     ("shared_pid_namespace", shared_pid_namespace),
     ("host_namespaces", host_namespaces),
+    ("an_idle_supervisor_is_small", an_idle_supervisor_is_small),
     ("adoption", adoption),
     ("a_killed_supervisor_takes_all_along", a_killed_supervisor_takes_all_along),
     ("a_thousand_short_runs", a_thousand_short_runs),
@@ -324,6 +326,18 @@ fn host_namespaces() {
     if let Some(dir) = pod.make_cgroup("c").unified {
         fs::write(dir.join("cgroup.kill"), "1").expect("cgroup.kill");
     }
+}
+
+fn an_idle_supervisor_is_small() {
+    let mut pod = Pod::start("small");
+    pod.run("c", &["wait"]);
+    for _ in 0..20 {
+        pod.exec("c", &["exit", "0"]);
+    }
+    let pid = pod.supervisor().pid();
+    eventually("resident below a mebibyte", || memory_of(pid).0 <= RESIDENT_MAX_KB);
+    let (_, _, dirty) = memory_of(pid);
+    assert!(dirty <= 256, "its own memory: {dirty} kB");
 }
 
 fn adoption() {

@@ -40,6 +40,7 @@ pub(crate) fn missing_right() -> Option<&'static str> {
 
 pub(crate) struct Pod {
     pub(crate) dir: tempfile::TempDir,
+    _run_dir: tempfile::TempDir,
     pub(crate) cgroups: Vec<PathBuf>,
     name: String,
     pub(crate) spec: SandboxSpec,
@@ -57,12 +58,17 @@ impl Pod {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("pith-test-{name}-{}-{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix("pith-pod").tempdir().expect("tempdir");
-        let run = dir.path().join("run");
+        // On memory, as /run is: records are replaced by rename, which a disk makes slow.
+        let memory = Path::new("/dev/shm");
+        let memory = if memory.is_dir() { memory } else { dir.path() };
+        let run_dir = tempfile::Builder::new().prefix("pith-pod").tempdir_in(memory).expect("tempdir");
+        let run = run_dir.path().join("run");
         let shm = run.join("shm");
         fs::create_dir_all(&shm).expect("mkdir");
         make_root(&dir.path().join("image"));
         let mut pod = Pod {
             dir,
+            _run_dir: run_dir,
             cgroups: Vec::new(),
             spec: SandboxSpec {
                 dir: run,
@@ -285,7 +291,7 @@ impl Drop for Pod {
     fn drop(&mut self) {
         if let Some(supervisor) = self.supervisor.take() {
             if std::thread::panicking() {
-                let errors = fs::read_to_string(self.path("run/podd.err")).unwrap_or_default();
+                let errors = fs::read_to_string(self.spec.dir.join("podd.err")).unwrap_or_default();
                 eprintln!("supervisor said: {errors:?}");
             }
             // Already ended is fine: some tests kill it.
