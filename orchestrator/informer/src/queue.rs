@@ -39,7 +39,10 @@ struct State<T> {
     order: VecDeque<T>,
     waiting: HashSet<T>,
     in_hand: HashSet<T>,
+    /// By time. An entry counts only while [`State::due`] agrees with it.
     later: BinaryHeap<Reverse<(Instant, T)>>,
+    /// When each key that comes later is due: one time a key, however often it was added.
+    due: HashMap<T, Instant>,
     failures: HashMap<T, u32>,
 }
 
@@ -56,6 +59,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
             waiting: HashSet::new(),
             in_hand: HashSet::new(),
             later: BinaryHeap::new(),
+            due: HashMap::new(),
             failures: HashMap::new(),
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
@@ -67,13 +71,14 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
         }
     }
 
-    /// Adds the key once the delay has passed; earlier additions stay as they are.
+    /// Adds the key once the delay has passed. Of several delays of one key the earliest end counts.
     pub fn add_after(&self, key: T, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
         }
-        self.lock().later.push(Reverse((Instant::now() + delay, key)));
-        self.shared.changed.notify_one();
+        if self.lock().add_later(key, Instant::now() + delay) {
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Adds the key after a delay that doubles with each failure since the last [`Queue::forget`].
@@ -140,12 +145,25 @@ impl<T: Clone + Eq + Hash + Ord> State<T> {
         true
     }
 
+    /// Whether this is the earliest time for the key.
+    fn add_later(&mut self, key: T, due: Instant) -> bool {
+        if self.due.get(&key).is_some_and(|known| *known <= due) {
+            return false;
+        }
+        self.due.insert(key.clone(), due);
+        self.later.push(Reverse((due, key)));
+        true
+    }
+
     fn promote(&mut self, now: Instant) {
         while let Some(Reverse((due, _))) = self.later.peek()
             && *due <= now
         {
-            let Some(Reverse((_, key))) = self.later.pop() else { return };
-            self.add(key);
+            let Some(Reverse((due, key))) = self.later.pop() else { return };
+            if self.due.get(&key) == Some(&due) {
+                self.due.remove(&key);
+                self.add(key);
+            }
         }
     }
 
@@ -185,12 +203,14 @@ mod tests {
         let queue = Queue::new();
         queue.add_after("late", Duration::from_millis(40));
         queue.add_after("soon", Duration::from_millis(20));
+        queue.add_after("late", Duration::from_secs(3600));
         queue.add("now");
         let mut order = Vec::new();
         for _ in 0..3 {
             order.push(queue.next().await);
         }
         assert_eq!(order, ["now", "soon", "late"]);
+        assert!(queue.lock().due.is_empty(), "a key has one time, the earliest");
     }
 
     #[test]
