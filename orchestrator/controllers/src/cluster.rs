@@ -155,6 +155,23 @@ impl Cluster {
         Ok(written)
     }
 
+    pub(crate) async fn patch_status<K: Object + Scoped>(
+        &self,
+        store: &Store<K>,
+        object: &K,
+        patch: &Patch<Value>,
+    ) -> Result<K> {
+        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let key = Key::of(object);
+        let written = self
+            .api::<K>(&key.namespace)
+            .patch_status(&key.name, &parameters, patch)
+            .await
+            .map_err(|source| Error::write("patch status of", object, source))?;
+        store.wrote(written.clone());
+        Ok(written)
+    }
+
     /// Deletes exactly this object (its uid is the condition). One that is gone already is a success.
     pub(crate) async fn delete<K: Object + Scoped>(
         &self,
@@ -167,13 +184,17 @@ impl Cluster {
             parameters.preconditions(Preconditions { uid: Some(uid.0.clone()), resource_version: None });
         match self.api::<K>(&key.namespace).delete(&key.name, &parameters).await {
             Ok(_) => {}
-            // A conflict means that the name now belongs to another object: ours is gone, too.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || is_another(&status) => {}
             Err(source) => return Err(Error::write("delete", object, source)),
         }
         store.deleted(&key, &uid, Timestamp::now());
         Ok(())
     }
+}
+
+/// Whether a deletion was refused because the name now belongs to another object: ours is gone, then.
+fn is_another(status: &kube::core::Status) -> bool {
+    status.is_conflict() && status.message.contains("UID in precondition")
 }
 
 /// What the caches hold.

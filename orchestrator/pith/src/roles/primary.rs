@@ -60,6 +60,7 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
     let options = Options {
         cluster_cidr: Some(args.pod_cidr.parse().context("--pod-cidr")?),
         root_ca: Some(server.pki().authority.certificate_pem().to_owned()),
+        ..Options::default()
     };
     let controllers = server.client(Identity::controllers());
     tasks.start("controllers", pith_controllers::run(controllers, options, tasks.cancel()));
