@@ -63,12 +63,16 @@ fn cgroups() -> BTreeSet<String> {
     below(root, 2).into_iter().filter(|path| path.contains("/pith-")).collect()
 }
 
-/// Command names of pith's processes with their pids.
+/// Command names of pith's processes with their pids. A zombie has given back everything but its number, and when
+/// that goes is up to the machine's pid 1, so it does not count.
 fn processes() -> BTreeSet<String> {
     let pids = names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok());
     pids.filter_map(|pid| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        name.starts_with("pith").then(|| format!("{pid} {}", name.trim()))
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // "PID (NAME) STATE …", proc_pid_stat(5)
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        let zombie = rest.trim_start().starts_with('Z');
+        (name.starts_with("pith") && !zombie).then(|| format!("{pid} {name}"))
     })
     // The tests themselves are pith's too, but no cluster's.
     .filter(|process| !process.starts_with(&format!("{} ", std::process::id())))

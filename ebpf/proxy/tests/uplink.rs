@@ -177,8 +177,8 @@ fn node_ports_reach_backends_here_and_elsewhere() {
         serve_tcp(at(NODE, 8080));
         serve_udp(at(NODE, 8080));
 
-        let asks: [(_, fn(SocketAddrV4) -> Result<[u8; 4], ErrorKind>); 2] =
-            [(Protocol::Tcp, ask_tcp), (Protocol::Udp, ask_udp)];
+        type Ask = fn(SocketAddrV4) -> Result<[u8; 4], ErrorKind>;
+        let asks: [(_, Ask); 2] = [(Protocol::Tcp, ask_tcp), (Protocol::Udp, ask_udp)];
         for (protocol, ask) in asks {
             let outside_asks = |network: &Network| network.outside.run(move || ask(at(NODE, NODE_PORT)));
             network.serve(protocol, &[], 8080);

@@ -85,12 +85,6 @@ pub(crate) struct UpArgs {
     /// The API server's port [default: 6443, or the next free one].
     #[arg(long)]
     pub(crate) port: Option<u16>,
-    /// Seconds without a lease after which a replica counts as lost.
-    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
-    pub(crate) node_grace: u64,
-    /// Seconds after which pods of a lost replica are replaced, unless a pod's tolerations say otherwise.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub(crate) eviction_grace: i64,
 }
 
 #[derive(Args)]
@@ -130,12 +124,6 @@ pub(crate) struct PrimaryArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub(crate) service_cidr: String,
-    /// Seconds without a lease after which a replica counts as lost.
-    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
-    pub(crate) node_grace: u64,
-    /// Seconds after which pods of a lost replica are replaced, unless a pod's tolerations say otherwise.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub(crate) eviction_grace: i64,
 }
 
 #[derive(Args)]

@@ -39,8 +39,6 @@ pub(crate) struct Settings {
     pub(crate) service_cidr: String,
     pub(crate) port: u16,
     pub(crate) replicas: u16,
-    pub(crate) node_grace: u64,
-    pub(crate) eviction_grace: i64,
 }
 
 /// The folders of one cluster. They may not exist yet, or no more.
@@ -200,8 +198,6 @@ mod tests {
             service_cidr: "10.96.0.0/16".into(),
             port: 6443,
             replicas: 3,
-            node_grace: 40,
-            eviction_grace: 300,
         };
         mine.save(&settings).expect("saved");
         let error = mine.settings().expect_err("another name").to_string();

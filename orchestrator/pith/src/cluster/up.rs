@@ -113,8 +113,6 @@ fn settle(
             service_cidr: args.service_cidr.clone(),
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
-            node_grace: args.node_grace,
-            eviction_grace: args.eviction_grace,
         });
     };
     let fixed = [
@@ -190,8 +188,6 @@ async fn start_primary(
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());
     command.arg("--listen").arg(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port)).to_string());
-    command.arg("--node-grace").arg(settings.node_grace.to_string());
-    command.arg("--eviction-grace").arg(settings.eviction_grace.to_string());
     let child = daemon.start(command).await?;
     let kubeconfig = cluster.primary_dir().join("kubeconfig");
     let text = fs::read_to_string(&kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
