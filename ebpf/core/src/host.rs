@@ -41,10 +41,6 @@ impl Packet for Buffer {
         Some(())
     }
 
-    fn update_l3_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
-        self.update(offset, |field| checksum::apply(field, diff))
-    }
-
     fn update_l4_checksum(&mut self, offset: u32, diff: u32, covered: Covered) -> Option<()> {
         self.update(offset, |field| match (covered.zero_is_none, checksum::apply(field, diff)) {
             (true, _) if field == 0 => 0,

@@ -28,6 +28,8 @@ pub struct Header {
     pub dst_be: u32,
     pub proto: u8,
     pub ttl: u8,
+    /// The header's own checksum as it lies there.
+    pub checksum: u16,
     /// A fragment other than the first: it has no transport header.
     pub later_fragment: bool,
     /// Offset of what follows the header.
@@ -64,6 +66,7 @@ impl Header {
             dst_be: u32::from_ne_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]),
             proto: bytes[9],
             ttl: bytes[8],
+            checksum: u16::from_ne_bytes([bytes[10], bytes[11]]),
             later_fragment: (bytes[6] & 0x1F) | bytes[7] != 0,
             l4: offset + length,
         })

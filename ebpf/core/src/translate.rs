@@ -7,17 +7,17 @@ use crate::{
     packet::{Header, L3},
 };
 
+/// Where the hop count lies in an IPv4 header; protocol, checksum and addresses follow.
 const TTL: u32 = 8;
-const L3_CHECKSUM: u32 = 10;
-const ADDRESSES: u32 = 12;
 
 /// What to do with the hop count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Hops {
     /// The host stack forwards the packet and counts the hop.
-    Keep,
+    Keep = 0,
     /// The packet goes past the stack: this is the hop.
-    Count,
+    Count = 1,
 }
 
 /// Turns a packet with tuple `from` into one with tuple `to`. `None` when the packet could not be
@@ -32,37 +32,26 @@ pub fn translate<P: Packet>(
 ) -> Option<()> {
     let addresses =
         checksum::add(checksum::diff(from.src_be, to.src_be), checksum::diff(from.dst_be, to.dst_be));
-    let moved = from.src_be != to.src_be || from.dst_be != to.dst_be;
     address(packet, header, to.src_be, to.dst_be, addresses, hops)?;
 
+    // What did not change makes a difference of nothing: asking first would only give the verifier more
+    // ways to walk.
     let ports = checksum::diff(ports(from), ports(to));
-    let ports_moved = from.sport_be != to.sport_be || from.dport_be != to.dport_be;
-    match header.proto {
-        proto::TCP | proto::UDP => {
-            let udp = header.proto == proto::UDP;
-            let field = header.l4 + if udp { 6 } else { 16 };
-            if moved {
-                let covered = Covered { pseudo_header: true, zero_is_none: udp };
-                packet.update_l4_checksum(field, addresses, covered)?;
-            }
-            if ports_moved {
-                let covered = Covered { pseudo_header: false, zero_is_none: udp };
-                packet.update_l4_checksum(field, ports, covered)?;
-                packet.store(header.l4, &ports_bytes(to))?;
-            }
-        }
+    if header.proto == proto::ICMP {
         // The identifier of an echo message stands in one of the ports, the other is 0.
-        proto::ICMP if ports_moved => {
-            let covered = Covered { pseudo_header: false, zero_is_none: false };
-            packet.update_l4_checksum(header.l4 + 2, ports, covered)?;
-            packet.store(header.l4 + 4, &(to.sport_be | to.dport_be).to_ne_bytes())?;
-        }
-        _ => {}
+        let covered = Covered { pseudo_header: false, zero_is_none: false };
+        packet.update_l4_checksum(header.l4 + 2, ports, covered)?;
+        return packet.store(header.l4 + 4, &(to.sport_be | to.dport_be).to_ne_bytes());
     }
-    Some(())
+    let zero_is_none = header.proto == proto::UDP;
+    let field = header.l4 + if zero_is_none { 6 } else { 16 };
+    packet.update_l4_checksum(field, addresses, Covered { pseudo_header: true, zero_is_none })?;
+    packet.update_l4_checksum(field, ports, Covered { pseudo_header: false, zero_is_none })?;
+    packet.store(header.l4, &ports_bytes(to))
 }
 
-/// Writes addresses and hop count of the IPv4 header; `addresses` is the checksum difference they make.
+/// Writes hop count, checksum and addresses of the IPv4 header at once; `addresses` is the checksum
+/// difference the latter make. This checksum is always complete, unlike those of transport headers.
 #[inline(always)]
 pub(crate) fn address<P: Packet>(
     packet: &mut P,
@@ -72,16 +61,19 @@ pub(crate) fn address<P: Packet>(
     addresses: u32,
     hops: Hops,
 ) -> Option<()> {
-    let mut sum = addresses;
-    if hops == Hops::Count {
-        let from = u16::from_ne_bytes([header.ttl, header.proto]);
-        let to = u16::from_ne_bytes([header.ttl.wrapping_sub(1), header.proto]);
-        sum = checksum::add(sum, checksum::diff(u32::from(from), u32::from(to)));
-        packet.store(L3 + TTL, &[header.ttl.wrapping_sub(1)])?;
-    }
-    packet.update_l3_checksum(L3 + L3_CHECKSUM, sum)?;
+    let ttl = header.ttl.wrapping_sub(hops as u8);
+    let hop = checksum::diff(ttl_word(header.ttl, header.proto), ttl_word(ttl, header.proto));
+    let sum = checksum::apply(header.checksum, checksum::add(addresses, hop)).to_ne_bytes();
     let (src, dst) = (src_be.to_ne_bytes(), dst_be.to_ne_bytes());
-    packet.store(L3 + ADDRESSES, &[src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]])
+    let bytes =
+        [ttl, header.proto, sum[0], sum[1], src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]];
+    packet.store(L3 + TTL, &bytes)
+}
+
+/// The 16-bit word of the header that the hop count lies in.
+#[inline(always)]
+fn ttl_word(ttl: u8, proto: u8) -> u32 {
+    u32::from(u16::from_ne_bytes([ttl, proto]))
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
 };
 use pith_core::{Covered, Packet};
 
@@ -36,17 +36,11 @@ impl Packet for SocketBuffer {
     }
 
     #[inline(always)]
-    fn update_l3_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
-        // SAFETY: the context is the one the kernel gave; size 0 means that `to` is a difference.
-        let failed = unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, u64::from(diff), 0) };
-        (failed == 0).then_some(())
-    }
-
-    #[inline(always)]
     fn update_l4_checksum(&mut self, offset: u32, diff: u32, covered: Covered) -> Option<()> {
         let pseudo = if covered.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
         let zero = if covered.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        // SAFETY: as above; the low bits of the flags are the size, 0.
+        // SAFETY: the context is the one the kernel gave; size 0, in the low bits of the flags, means that
+        // `to` is a difference.
         let failed = unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(diff), pseudo | zero) };
         (failed == 0).then_some(())
     }

@@ -107,11 +107,15 @@ pub(crate) fn remove(folder: &Path, programs: &[&str]) -> Result<(), PinError> {
     }
     let pins = Pins { folder: folder.to_owned() };
     // Links first: a program without its maps' names still works, but nobody could see why.
-    let known = programs
-        .iter()
-        .map(|program| pins.link(program))
-        .chain(map_name::ALL.iter().map(|map| pins.map(map)));
-    for pin in known {
+    let links: Vec<PathBuf> = programs.iter().map(|program| pins.link(program)).collect();
+    for pin in &links {
+        match kernel::open_pin(pin) {
+            Ok(link) => kernel::detach_link(link.as_fd()).map_err(PinError::io("detach", pin))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(PinError::io("open", pin)(error)),
+        }
+    }
+    for pin in links.into_iter().chain(map_name::ALL.iter().map(|map| pins.map(map))) {
         absent_is_removed(fs::remove_file(&pin)).map_err(PinError::io("remove", &pin))?;
     }
     let mut foreign = Vec::new();

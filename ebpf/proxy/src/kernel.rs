@@ -22,6 +22,7 @@ use std::{
 const BPF_OBJ_GET: i64 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_LINK_UPDATE: i64 = 29;
+const BPF_LINK_DETACH: i64 = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
@@ -71,6 +72,12 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+    flags: u32,
+}
+
 /// The beginning of `struct bpf_link_info`; the union holds `cgroup_id` or `ifindex` first.
 #[repr(C)]
 #[derive(Default)]
@@ -101,6 +108,17 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attr).map(|_| ())
+}
+
+/// Detaches a link at once. Removing its last name does the same, but some time later: after an RCU grace
+/// period and on a kernel worker.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetach { link_fd: link.as_raw_fd() as u32, flags: 0 };
+    match bpf(BPF_LINK_DETACH, &mut attr) {
+        // What it was attached to is gone.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        other => other.map(|_| ()),
+    }
 }
 
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {

@@ -27,6 +27,13 @@ mod slots;
 pub mod table;
 pub mod world;
 
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod table_tests;
+#[cfg(test)]
+mod world_tests;
+
 pub use bpffs::PinError;
 pub use cidr::{Cidr, CidrError};
 pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits, Replayed, Uplink};

@@ -137,9 +137,10 @@ impl Table {
         let mut errors = Vec::new();
         let mut owned = self.services.remove(&plan.service).unwrap_or_default();
         for (key, group) in &plan.groups {
-            match self.place(maps, plan, key, group) {
-                Ok(()) => drop(owned.groups.insert(key.clone())),
-                Err(error) => errors.push(error),
+            errors.extend(self.place(maps, plan, key, group).err());
+            // Also where its new backends could not be written: then the old ones go on.
+            if self.groups.contains_key(key) {
+                owned.groups.insert(key.clone());
             }
         }
         for (frontend, key) in &plan.frontends {

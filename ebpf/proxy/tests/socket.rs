@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -93,6 +94,39 @@ fn tcp_reaches_every_endpoint_and_shows_the_service() {
     });
 }
 
+/// Backends change as fast as the maps take it, and no connection finds a Service without one.
+#[test]
+fn no_connection_fails_while_backends_change() {
+    const GENERATIONS: usize = 5_000;
+    Sandbox::run("churn", |sandbox| {
+        SERVERS.into_iter().for_each(tcp_server);
+        let (mut datapath, mut table) = open(sandbox);
+        let mut demo = Demo::new(SERVICE, Protocol::Tcp, 80, 8080);
+        let [first, second] = SERVERS;
+        let sets: [&[[u8; 4]]; 3] = [&[first], &[first, second], &[second]];
+        apply(&mut datapath, &mut table, demo.endpoints(sets[0]));
+        let over = AtomicBool::new(false);
+        let connections = thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let mut connections = 0;
+                while !over.load(Ordering::Relaxed) || connections == 0 {
+                    ask_tcp().expect("there is a backend at every time");
+                    connections += 1;
+                }
+                connections
+            });
+            for generation in 0..GENERATIONS {
+                apply(&mut datapath, &mut table, demo.endpoints(sets[generation % sets.len()]));
+            }
+            over.store(true, Ordering::Relaxed);
+            client.join().expect("no connection failed")
+        });
+        assert!(connections > 0);
+        assert_eq!(count(&datapath, Reason::SocketNoEndpoints), 0);
+        assert_eq!(count(&datapath, Reason::GenerationRace), 0);
+    });
+}
+
 #[test]
 fn ipv6_sockets_reach_ipv4_services() {
     Sandbox::run("mapped", |sandbox| {
@@ -165,5 +199,38 @@ fn udp_answers_come_from_the_service_and_the_backend_is_kept() {
         for server in SERVERS {
             socket.send_to(b"stop", at(server, 8080)).expect("sent");
         }
+    });
+}
+
+/// What is not ours in the folder stays, and the error says what it is.
+#[test]
+fn foreign_pins_are_named_and_left() {
+    Sandbox::run("foreign", |sandbox| {
+        let config = sandbox.config();
+        let map = aya::maps::Array::<_, u32>::create(1, 0).expect("a map");
+        drop(open(sandbox));
+        map.pin(config.bpffs.join("layout-1/maps/theirs")).expect("a name for it");
+
+        let error = Datapath::remove(&config.bpffs).expect_err("something is left").to_string();
+        assert!(error.contains("layout-1/maps/theirs (a map of user 0)"), "{error}");
+        let left: Vec<_> = std::fs::read_dir(config.bpffs.join("layout-1/maps"))
+            .expect("the folder is there")
+            .map(|entry| entry.expect("readable").file_name())
+            .collect();
+        assert_eq!(left, ["theirs"]);
+
+        std::fs::rename(config.bpffs.join("layout-1"), config.bpffs.join("layout-7")).expect("a name");
+        let error = Datapath::open(&config).err().expect("another layout").to_string();
+        assert!(error.contains("holds pins of layout 7"), "{error}");
+        Datapath::remove(&config.bpffs).expect_err("another layout is not ours to remove");
+
+        let mut elsewhere = config.clone();
+        elsewhere.bpffs = std::env::temp_dir();
+        let error = Datapath::open(&elsewhere).err().expect("no BPF file system").to_string();
+        assert!(error.contains("is not on a BPF file system"), "{error}");
+        elsewhere = config.clone();
+        elsewhere.cgroup = std::env::temp_dir();
+        let error = Datapath::open(&elsewhere).err().expect("no cgroup").to_string();
+        assert!(error.contains("is not a folder of the cgroup v2 hierarchy"), "{error}");
     });
 }

@@ -1,0 +1,187 @@
+//! Plans as tables, and the API's objects as the proxy reads them.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use pith_abi::Frontend;
+
+use crate::{
+    plan::{NodeIdentity, Reach, plan, plan_service},
+    service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice, service, slice},
+};
+
+const HERE: &str = "here";
+
+fn node() -> NodeIdentity {
+    NodeIdentity { name: HERE.into() }
+}
+
+fn demo(internal: Policy, external: Policy) -> Service {
+    let port = |name: &str, port, node_port| ServicePort {
+        name: name.into(),
+        protocol: Protocol::Tcp,
+        port,
+        node_port,
+    };
+    Service {
+        name: ServiceName::new("default", "demo"),
+        cluster_ips: vec![[10, 96, 0, 10].into()],
+        ports: vec![port("web", 80, Some(30_080)), port("admin", 81, None)],
+        affinity: None,
+        internal,
+        external,
+    }
+}
+
+/// An endpoint as (last byte of the address, state, node); states are r(eady), d(raining), n(either).
+type Brief = (u8, char, &'static str);
+
+fn demo_slice(endpoints: &[Brief]) -> Slice {
+    let endpoint = |(host, state, node): &Brief| Endpoint {
+        address: Ipv4Addr::new(10, 244, 0, *host),
+        ready: *state == 'r',
+        draining: *state == 'd',
+        node: Some(Arc::from(*node)),
+    };
+    Slice {
+        service: ServiceName::new("default", "demo"),
+        ports: vec![("web".into(), Protocol::Tcp, 8080), ("admin".into(), Protocol::Tcp, 9090)],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+#[test]
+fn which_endpoints_serve() {
+    use Policy::{Cluster, Local};
+    let cases: [(&str, Policy, &[Brief], &[u8]); 9] = [
+        ("nothing", Cluster, &[], &[]),
+        ("ready ones, in order", Cluster, &[(3, 'r', "a"), (1, 'r', HERE), (2, 'n', "a")], &[1, 3]),
+        ("ready before draining", Cluster, &[(1, 'd', HERE), (2, 'r', "a")], &[2]),
+        ("draining where none is ready", Cluster, &[(1, 'd', HERE), (2, 'd', "a"), (3, 'n', "a")], &[1, 2]),
+        ("named twice", Cluster, &[(1, 'r', HERE), (1, 'r', HERE)], &[1]),
+        ("local only", Local, &[(1, 'r', HERE), (2, 'r', "a")], &[1]),
+        ("local draining before remote ready", Local, &[(1, 'd', HERE), (2, 'r', "a")], &[1]),
+        ("none is local", Local, &[(2, 'r', "a")], &[]),
+        ("local and not ready", Local, &[(1, 'n', HERE)], &[]),
+    ];
+    for (name, policy, endpoints, expect) in cases {
+        let slice = demo_slice(endpoints);
+        let plan = plan_service(&demo(policy, policy), [&slice].into_iter(), &node());
+        for (key, group) in &plan.groups {
+            let hosts: Vec<u8> = group.backends.iter().map(|backend| backend.ip().octets()[3]).collect();
+            assert_eq!(hosts, expect, "{name}: {key:?}");
+            let port = if &*key.port == "web" { 8080 } else { 9090 };
+            assert!(group.backends.iter().all(|backend| backend.port() == port), "{name}: {key:?}");
+        }
+    }
+}
+
+#[test]
+fn frontends_and_policies() {
+    use Policy::{Cluster, Local};
+    let web = Frontend::new(u32::from_ne_bytes([10, 96, 0, 10]), 80u16.to_be(), 6);
+    let node_port = Frontend::node_port(30_080u16.to_be(), 6);
+    for (internal, external, reach) in [
+        (Cluster, Cluster, Reach::Internal),
+        (Local, Local, Reach::Internal),
+        (Cluster, Local, Reach::External),
+        (Local, Cluster, Reach::External),
+    ] {
+        let slice = demo_slice(&[(1, 'r', HERE), (2, 'r', "a")]);
+        let plan = plan_service(&demo(internal, external), [&slice].into_iter(), &node());
+        assert_eq!(plan.frontends.len(), 3, "two cluster ports and a node port");
+        let group = |frontend| &plan.groups[&plan.frontends[frontend]];
+        let count = |policy| if policy == Local { 1 } else { 2 };
+        assert_eq!(group(&web).backends.len(), count(internal));
+        assert_eq!(group(&node_port).backends.len(), count(external));
+        assert_eq!(plan.frontends[&node_port].reach, reach, "groups differ where policies do");
+    }
+}
+
+#[test]
+fn slices_of_others_are_ignored() {
+    let mut foreign = demo_slice(&[(9, 'r', HERE)]);
+    foreign.service = ServiceName::new("default", "other");
+    let own = demo_slice(&[(1, 'r', HERE)]);
+    let service = demo(Policy::Cluster, Policy::Cluster);
+    let plans = plan([&service], &[foreign, own], &node());
+    assert_eq!(plans.len(), 1);
+    assert!(plans[&service.name].groups.values().all(|group| group.backends.len() == 1));
+}
+
+#[test]
+fn services_as_the_api_has_them() {
+    let parse = |spec: serde_json::Value| {
+        let object = serde_json::json!({
+            "metadata": { "namespace": "default", "name": "demo" },
+            "spec": spec,
+        });
+        service(&serde_json::from_value::<core::Service>(object).expect("a Service"))
+    };
+    let ports = serde_json::json!([
+        { "port": 80, "protocol": "TCP", "targetPort": "http", "nodePort": 30080 },
+        { "port": 53, "protocol": "UDP", "name": "dns" },
+        { "port": 99, "protocol": "SCTP", "name": "sctp" },
+    ]);
+    let whole = parse(serde_json::json!({
+        "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00::10"], "ports": ports,
+        "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
+    }))
+    .expect("it has an address");
+    assert_eq!(whole.cluster_ips, [Ipv4Addr::new(10, 96, 0, 10)]);
+    let seen: Vec<_> =
+        whole.ports.iter().map(|port| (&*port.name, port.protocol, port.port, port.node_port)).collect();
+    assert_eq!(seen, [("", Protocol::Tcp, 80, Some(30_080)), ("dns", Protocol::Udp, 53, None)]);
+    assert_eq!(whole.affinity, Some(Duration::from_secs(10_800)));
+    assert_eq!((whole.internal, whole.external), (Policy::Cluster, Policy::Local));
+
+    for (name, spec) in [
+        ("headless", serde_json::json!({ "clusterIP": "None", "clusterIPs": ["None"] })),
+        ("no address yet", serde_json::json!({})),
+        ("external name", serde_json::json!({ "type": "ExternalName", "clusterIP": "10.96.0.1" })),
+        ("IPv6 only", serde_json::json!({ "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"] })),
+    ] {
+        assert_eq!(parse(spec), None, "{name}");
+    }
+}
+
+#[test]
+fn slices_as_the_api_has_them() {
+    let parse = |address_type: &str, conditions: serde_json::Value| {
+        let object = serde_json::json!({
+            "metadata": {
+                "namespace": "default", "name": "demo-x",
+                "labels": { "kubernetes.io/service-name": "demo" },
+            },
+            "addressType": address_type,
+            "ports": [{ "name": "web", "port": 8080, "protocol": "TCP" }],
+            "endpoints": [
+                { "addresses": ["10.244.0.1"], "conditions": conditions, "nodeName": HERE },
+                { "addresses": ["not an address"] },
+            ],
+        });
+        slice(&serde_json::from_value::<discovery::EndpointSlice>(object).expect("an EndpointSlice"))
+    };
+    let cases = [
+        ("unset", serde_json::json!({}), (true, false)),
+        ("ready", serde_json::json!({ "ready": true }), (true, false)),
+        ("not ready", serde_json::json!({ "ready": false, "serving": true }), (false, false)),
+        (
+            "draining",
+            serde_json::json!({ "ready": false, "serving": true, "terminating": true }),
+            (false, true),
+        ),
+        (
+            "ending, does not serve",
+            serde_json::json!({ "ready": false, "serving": false, "terminating": true }),
+            (false, false),
+        ),
+    ];
+    for (name, conditions, expect) in cases {
+        let slice = parse("IPv4", conditions).expect("it is of a Service");
+        assert_eq!(slice.endpoints.len(), 1, "{name}: what is no address is left out");
+        let endpoint = &slice.endpoints[0];
+        assert_eq!((endpoint.ready, endpoint.draining), expect, "{name}");
+    }
+    assert_eq!(parse("IPv6", serde_json::json!({})), None);
+}

@@ -1,0 +1,277 @@
+//! The table on maps in memory, with a lookup after every single write.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+};
+
+use pith_abi::{Backend, Frontend, FrontendTarget, Head, Service as Entry, map_name};
+use pith_core::{
+    Tables,
+    host::Memory,
+    select::{Client, Selection, select},
+};
+use proptest::prelude::*;
+
+use crate::{
+    maps::{MapAccess, ServiceMaps},
+    plan::{Group, GroupKey, Reach, ServicePlan},
+    service::{Protocol, ServiceName},
+    table::{ApplyError, Table, TableLimits},
+};
+
+const LIMITS: TableLimits = TableLimits { frontends: 8, services: 8, backends: 64 };
+
+/// Maps in memory that look every watched frontend up after each write.
+#[derive(Default)]
+struct Watched {
+    memory: Memory,
+    /// Backends of which a lookup must find one, by frontend; where there are none it must find none.
+    allowed: BTreeMap<Frontend, HashSet<SocketAddrV4>>,
+    writes: usize,
+}
+
+impl Watched {
+    fn lookup(&self, frontend: &Frontend) -> Option<SocketAddrV4> {
+        let index = self.memory.frontend(frontend)?.service(frontend)?;
+        match select(&self.memory, index, Client::Socket) {
+            Selection::Chosen(choice) => {
+                let address = Ipv4Addr::from(choice.backend.addr_be().to_ne_bytes());
+                Some(SocketAddrV4::new(address, u16::from_be(choice.backend.port_be())))
+            }
+            Selection::Empty => None,
+            Selection::Race => panic!("half a generation"),
+        }
+    }
+
+    fn wrote(&mut self) {
+        self.writes += 1;
+        for (frontend, allowed) in &self.allowed {
+            let found = self.lookup(frontend);
+            let right = found.map_or(allowed.is_empty(), |found| allowed.contains(&found));
+            assert!(right, "{frontend:?} leads to {found:?}, not to one of {allowed:?}");
+        }
+    }
+}
+
+impl ServiceMaps for Watched {
+    fn frontends(&self) -> Result<Vec<(Frontend, FrontendTarget)>, MapAccess> {
+        Ok(self.memory.frontends.borrow().iter().map(|(key, value)| (*key, *value)).collect())
+    }
+
+    fn service(&self, index: u32) -> Result<Entry, MapAccess> {
+        Ok(Tables::service(&self.memory, index).unwrap_or(Entry { head: 0, affinity_ns: 0 }))
+    }
+
+    fn backend(&self, slot: u32) -> Result<Backend, MapAccess> {
+        Ok(Tables::backend(&self.memory, slot).unwrap_or(Backend(0)))
+    }
+
+    fn set_frontend(&mut self, frontend: &Frontend, target: FrontendTarget) -> Result<(), MapAccess> {
+        let full = self.memory.frontends.borrow().len() >= LIMITS.frontends as usize;
+        if full && self.memory.frontend(frontend).is_none() {
+            return Err(MapAccess::Full { map: map_name::FRONTENDS });
+        }
+        self.memory.frontends.borrow_mut().insert(*frontend, target);
+        self.wrote();
+        Ok(())
+    }
+
+    fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), MapAccess> {
+        self.memory.frontends.borrow_mut().remove(frontend);
+        self.wrote();
+        Ok(())
+    }
+
+    fn set_service(&mut self, index: u32, service: Entry) -> Result<(), MapAccess> {
+        assert!(index < LIMITS.services);
+        self.memory.services.borrow_mut().insert(index, service);
+        self.wrote();
+        Ok(())
+    }
+
+    fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess> {
+        assert!(slot < LIMITS.backends);
+        self.memory.backends.borrow_mut().insert(slot, backend);
+        self.wrote();
+        Ok(())
+    }
+
+    fn forget_clients(&mut self, _service: u32) -> Result<(), MapAccess> {
+        Ok(())
+    }
+}
+
+fn place(host: u8) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, host), 8080)
+}
+
+fn frontend(number: u8) -> Frontend {
+    Frontend::new(u32::from_ne_bytes([10, 96, 0, number]), 80u16.to_be(), 6)
+}
+
+/// A Service with one port at one address.
+fn plan(number: u8, hosts: &[u8]) -> ServicePlan {
+    let service = ServiceName::new("default", &format!("s{number}"));
+    let port: Arc<str> = "".into();
+    let key = GroupKey { service: service.clone(), port, protocol: Protocol::Tcp, reach: Reach::Internal };
+    let backends = hosts.iter().map(|host| place(*host)).collect();
+    ServicePlan {
+        service,
+        groups: BTreeMap::from([(key.clone(), Group { backends, affinity: None })]),
+        frontends: BTreeMap::from([(frontend(number), key)]),
+    }
+}
+
+fn absent(number: u8) -> ServicePlan {
+    ServicePlan::absent(ServiceName::new("default", &format!("s{number}")))
+}
+
+fn empty() -> (Watched, Table) {
+    let maps = Watched::default();
+    let table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    (maps, table)
+}
+
+fn apply(table: &mut Table, maps: &mut Watched, plan: &ServicePlan) {
+    let errors = table.apply(maps, plan);
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn the_same_plan_writes_nothing() {
+    let (mut maps, mut table) = empty();
+    apply(&mut table, &mut maps, &plan(1, &[1, 2]));
+    let writes = maps.writes;
+    assert_eq!(writes, 4, "two backends, the head, the frontend");
+    apply(&mut table, &mut maps, &plan(1, &[1, 2]));
+    assert_eq!(maps.writes, writes);
+}
+
+#[test]
+fn a_removed_service_leaves_room() {
+    let (mut maps, mut table) = empty();
+    for _ in 0..100 {
+        for number in 0..8 {
+            apply(&mut table, &mut maps, &plan(number, &[1, 2, 3, 4, 5, 6]));
+        }
+        for number in 0..8 {
+            apply(&mut table, &mut maps, &absent(number));
+        }
+    }
+    assert!(maps.memory.frontends.borrow().is_empty());
+    assert_eq!(table.names().count(), 0);
+}
+
+#[test]
+fn limits_are_named_and_the_rest_goes_on() {
+    let many: Vec<u8> = (0..=70).collect();
+    let (mut maps, mut table) = empty();
+    apply(&mut table, &mut maps, &plan(1, &[1]));
+
+    let errors = table.apply(&mut maps, &plan(2, &many));
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: "backends", max: 64, .. }]), "{errors:?}");
+    let errors = table.apply(&mut maps, &plan(1, &many));
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: "backends", .. }]), "{errors:?}");
+    assert_eq!(maps.lookup(&frontend(1)), Some(place(1)), "the old generation goes on");
+
+    for number in 2..9 {
+        apply(&mut table, &mut maps, &plan(number, &[number]));
+    }
+    let errors = table.apply(&mut maps, &plan(9, &[9]));
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: "services", max: 8, .. }]), "{errors:?}");
+    apply(&mut table, &mut maps, &absent(2));
+    apply(&mut table, &mut maps, &plan(9, &[9]));
+    assert_eq!(maps.lookup(&frontend(9)), Some(place(9)));
+}
+
+#[test]
+fn an_address_belongs_to_one_service() {
+    let (mut maps, mut table) = empty();
+    apply(&mut table, &mut maps, &plan(1, &[1]));
+    let mut thief = plan(2, &[2]);
+    let (_, key) = thief.frontends.pop_first().expect("it has one");
+    thief.frontends.insert(frontend(1), key);
+    let errors = table.apply(&mut maps, &thief);
+    assert!(matches!(&errors[..], [ApplyError::Taken { address, .. }] if address == "10.96.0.1:80/TCP"));
+    assert_eq!(maps.lookup(&frontend(1)), Some(place(1)));
+
+    apply(&mut table, &mut maps, &absent(1));
+    apply(&mut table, &mut maps, &thief);
+    assert_eq!(maps.lookup(&frontend(1)), Some(place(2)), "free again");
+}
+
+#[test]
+fn a_restart_writes_what_changed_only() {
+    let (mut maps, mut table) = empty();
+    for number in 1..=4 {
+        apply(&mut table, &mut maps, &plan(number, &[number, 100]));
+    }
+    let mut table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let before = maps.writes;
+    apply(&mut table, &mut maps, &plan(1, &[1, 100]));
+    apply(&mut table, &mut maps, &plan(2, &[2, 100]));
+    assert_eq!(maps.writes, before, "nothing changed");
+    apply(&mut table, &mut maps, &plan(3, &[3]));
+    assert_eq!(maps.writes, before + 2, "a backend and the head");
+    assert!(maps.lookup(&frontend(4)).is_some(), "nobody has said that it is gone");
+    table.finish_adoption(&mut maps).expect("memory does not fail");
+    assert_eq!(maps.lookup(&frontend(4)), None, "gone while nobody looked");
+    assert_eq!(maps.memory.frontends.borrow().len(), 3);
+
+    let heads: HashSet<u64> = maps.memory.services.borrow().values().map(|service| service.head).collect();
+    let runs: Vec<(u32, u16)> = heads
+        .into_iter()
+        .map(Head::unpack)
+        .filter(|head| head.count > 0)
+        .map(|head| (head.first, head.count))
+        .collect();
+    for (at, (first, count)) in runs.iter().enumerate() {
+        for (other, _) in &runs[at + 1..] {
+            assert!(!(*first..first + u32::from(*count)).contains(other), "runs overlap: {runs:?}");
+        }
+    }
+}
+
+proptest! {
+    /// Whatever changes in whatever order, restarts included: at every single write each Service answers
+    /// with a backend of its old or of its new set.
+    #[test]
+    fn no_write_shows_half_a_service(
+        steps in prop::collection::vec((0u8..6, prop::collection::btree_set(1u8..30, 1..8), any::<u8>()), 1..60),
+    ) {
+        let (mut maps, mut table) = empty();
+        let mut current: BTreeMap<u8, HashSet<SocketAddrV4>> = BTreeMap::new();
+        for (number, hosts, dice) in steps {
+            if dice < 16 {
+                table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+                for (number, places) in &current {
+                    let mut hosts: Vec<u8> = places.iter().map(|place| place.ip().octets()[3]).collect();
+                    hosts.sort_unstable();
+                    apply(&mut table, &mut maps, &plan(*number, &hosts));
+                }
+                table.finish_adoption(&mut maps).expect("memory does not fail");
+            }
+            let hosts: Vec<u8> = hosts.into_iter().collect();
+            let next: HashSet<SocketAddrV4> = hosts.iter().map(|host| place(*host)).collect();
+            let old = current.get(&number).cloned();
+            maps.allowed = current.iter().map(|(number, set)| (frontend(*number), set.clone())).collect();
+            if dice > 200 {
+                // A Service that goes may refuse at any time.
+                maps.allowed.remove(&frontend(number));
+                apply(&mut table, &mut maps, &absent(number));
+                current.remove(&number);
+                prop_assert_eq!(maps.lookup(&frontend(number)), None);
+                continue;
+            }
+            if let Some(old) = old {
+                maps.allowed.insert(frontend(number), old.union(&next).copied().collect());
+            }
+            apply(&mut table, &mut maps, &plan(number, &hosts));
+            let found = maps.lookup(&frontend(number)).expect("it has backends");
+            prop_assert!(next.contains(&found));
+            current.insert(number, next);
+        }
+    }
+}

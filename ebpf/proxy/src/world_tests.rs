@@ -1,0 +1,112 @@
+//! What the API tells, in every order it may tell it.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use crate::{
+    plan::NodeIdentity,
+    service::{Endpoint, Node, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+    world::{Change, Event, World},
+};
+
+fn name(name: &str) -> ServiceName {
+    ServiceName::new("default", name)
+}
+
+fn service(of: &str) -> Event {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    let service = Service {
+        name: name(of),
+        cluster_ips: vec![Ipv4Addr::new(10, 96, 0, 10)],
+        ports: vec![port],
+        affinity: None,
+        internal: Policy::Cluster,
+        external: Policy::Cluster,
+    };
+    Event::Service(Change::Is(name(of), Some(service)))
+}
+
+fn slice(slice: &str, of: &str, hosts: &[u8]) -> Event {
+    let endpoint = |host: &u8| Endpoint {
+        address: Ipv4Addr::new(10, 244, 0, *host),
+        ready: true,
+        draining: false,
+        node: None,
+    };
+    let ports = vec![(Arc::from(""), Protocol::Tcp, 8080)];
+    let endpoints = hosts.iter().map(endpoint).collect();
+    Event::Slice(Change::Is(name(slice), Some(Slice { service: name(of), ports, endpoints })))
+}
+
+fn world(events: Vec<Event>) -> World {
+    let mut world = World::new(NodeIdentity { name: "here".into() });
+    events.into_iter().for_each(|event| world.take(event));
+    world
+}
+
+/// Names and backends of what has to be planned anew.
+fn dirty(world: &mut World) -> Vec<(String, Vec<u8>)> {
+    let hosts = |plan: &crate::ServicePlan| {
+        let backends = plan.groups.values().flat_map(|group| &group.backends);
+        backends.map(|backend| backend.ip().octets()[3]).collect()
+    };
+    world.take_dirty().iter().map(|plan| (plan.service.to_string(), hosts(plan))).collect()
+}
+
+#[test]
+fn changes_reach_the_services_they_concern() {
+    let a = |hosts: &[u8]| vec![("default/a".to_owned(), hosts.to_vec())];
+    let mut world = world(vec![slice("a-1", "a", &[1]), service("a"), service("b"), slice("b-1", "b", &[9])]);
+    assert_eq!(dirty(&mut world), [("default/a".to_owned(), vec![1]), ("default/b".to_owned(), vec![9])]);
+    assert_eq!(dirty(&mut world), []);
+
+    let cases = [
+        ("a second slice", slice("a-2", "a", &[2, 3]), a(&[1, 2, 3])),
+        ("the same again", slice("a-2", "a", &[2, 3]), vec![]),
+        ("fewer", slice("a-2", "a", &[3]), a(&[1, 3])),
+        ("a slice goes", Event::Slice(Change::Gone(name("a-1"))), a(&[3])),
+        ("it goes again", Event::Slice(Change::Gone(name("a-1"))), vec![]),
+        (
+            "a slice moves to another Service",
+            slice("a-2", "b", &[3]),
+            vec![("default/a".to_owned(), vec![]), ("default/b".to_owned(), vec![3, 9])],
+        ),
+        ("it becomes headless", Event::Service(Change::Is(name("a"), None)), a(&[])),
+        ("it is deleted", Event::Service(Change::Gone(name("a"))), vec![]),
+    ];
+    for (name, event, expect) in cases {
+        world.take(event);
+        assert_eq!(dirty(&mut world), expect, "{name}");
+    }
+}
+
+#[test]
+fn what_a_new_list_does_not_name_is_gone() {
+    let mut world = world(vec![service("a"), service("b")]);
+    assert!(!world.complete());
+    dirty(&mut world);
+    world.take(Event::Service(Change::ListBegins));
+    world.take(service("b"));
+    assert_eq!(dirty(&mut world), [], "not before the list ends");
+    world.take(Event::Service(Change::ListEnds));
+    assert_eq!(dirty(&mut world), [("default/a".to_owned(), vec![])]);
+    assert!(!world.complete());
+    world.take(Event::Slice(Change::ListEnds));
+    world.take(Event::Node(Change::ListEnds));
+    assert!(world.complete());
+}
+
+#[test]
+fn nodes_are_told_apart() {
+    let node = |node: &str, host: u8| {
+        let pod_cidr = format!("10.244.{host}.0/24").parse().ok();
+        let addresses = vec![Ipv4Addr::new(172, 30, 0, host)];
+        Event::Node(Change::Is(name(node), Some(Node { name: node.into(), addresses, pod_cidr })))
+    };
+    let mut world = world(vec![node("here", 2), node("there", 3), node("yonder", 4)]);
+    let (pod_cidr, others) = world.take_nodes().expect("they are new");
+    assert_eq!(pod_cidr.map(|cidr| cidr.to_string()).as_deref(), Some("10.244.2.0/24"));
+    assert_eq!(others, BTreeSet::from([Ipv4Addr::new(172, 30, 0, 3), Ipv4Addr::new(172, 30, 0, 4)]));
+    assert_eq!(world.take_nodes(), None);
+    world.take(node("there", 3));
+    assert_eq!(world.take_nodes(), None, "nothing changed");
+}
