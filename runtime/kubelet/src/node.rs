@@ -54,10 +54,10 @@ pub(crate) async fn run(context: Arc<Context>, machine: Machine, stop: Cancellat
     let (network_tx, network) =
         watch::channel::<NetworkState>(Err("the node has no pod range yet".to_owned()));
     let keep = async {
-        let uid = register(&context, &machine).await;
+        let node = register(&context, &machine).await;
         tokio::join!(
-            keep_lease(&context, uid),
-            keep_status(&context, &machine, network),
+            keep_lease(&context, node.uid),
+            keep_status(&context, &machine, network, node.has_range),
             follow_node(&context, network_tx),
         );
     };
@@ -72,12 +72,25 @@ fn api(context: &Context) -> Api<Node> {
     Api::all(context.client.clone())
 }
 
-/// Creates the Node, or brings an existing one's labels up to date; its uid.
-async fn register(context: &Context, machine: &Machine) -> Option<String> {
+struct Registered {
+    uid: Option<String>,
+    /// It has its pod range from an earlier time.
+    has_range: bool,
+}
+
+impl From<Node> for Registered {
+    fn from(node: Node) -> Self {
+        let has_range = node.spec.is_some_and(|spec| spec.pod_cidr.is_some_and(|range| !range.is_empty()));
+        Self { uid: node.metadata.uid, has_range }
+    }
+}
+
+/// Creates the Node, or brings an existing one's labels up to date.
+async fn register(context: &Context, machine: &Machine) -> Registered {
     let mut pause = RETRY_FIRST;
     loop {
         match try_register(context, machine).await {
-            Ok(uid) => return uid,
+            Ok(node) => return node.into(),
             Err(error) => {
                 tracing::warn!(%error, node = context.config.node_name, "registering the node");
                 tokio::time::sleep(pause).await;
@@ -87,7 +100,7 @@ async fn register(context: &Context, machine: &Machine) -> Option<String> {
     }
 }
 
-async fn try_register(context: &Context, machine: &Machine) -> Result<Option<String>, kube::Error> {
+async fn try_register(context: &Context, machine: &Machine) -> Result<Node, kube::Error> {
     let network = Err("the node has no pod range yet".to_owned());
     let status = status(context, machine, &network, None, Timestamp::now(), vec![]);
     let name = &context.config.node_name;
@@ -101,13 +114,12 @@ async fn try_register(context: &Context, machine: &Machine) -> Result<Option<Str
         status: Some(status.clone()),
     };
     match api(context).create(&PostParams::default(), &node).await {
-        Ok(made) => return Ok(made.metadata.uid),
+        Ok(made) => return Ok(made),
         Err(kube::Error::Api(e)) if e.code == 409 => {}
         Err(error) => return Err(error),
     }
     let patch = json!({"metadata": {"labels": labels(context)}});
-    let known = api(context).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(known.metadata.uid)
+    api(context).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
 }
 
 fn labels(context: &Context) -> BTreeMap<String, String> {
@@ -203,7 +215,17 @@ async fn follow_node(context: &Context, network: watch::Sender<NetworkState>) {
 
 // --- status
 
-async fn keep_status(context: &Arc<Context>, machine: &Machine, mut network: watch::Receiver<NetworkState>) {
+async fn keep_status(
+    context: &Arc<Context>,
+    machine: &Machine,
+    mut network: watch::Receiver<NetworkState>,
+    has_range: bool,
+) {
+    // A restarted kubelet is not to call its node unready, which takes its pods out of their Services, before
+    // it has taken up the network that they have been using all along.
+    if has_range && network.changed().await.is_err() {
+        return;
+    }
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(NodeStatus, Timestamp)> = None;

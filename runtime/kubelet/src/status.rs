@@ -320,6 +320,15 @@ fn terminated(e: &Exit) -> ContainerState {
 const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// Whether both say the same in the conditions that a kubelet owns.
+pub(crate) fn same_verdicts(a: &PodStatus, b: &PodStatus) -> bool {
+    let value = |s: &PodStatus, kind: &str| {
+        let found = s.conditions.iter().flatten().find(|c| c.type_ == kind);
+        found.map(|c| c.status.clone())
+    };
+    OWN.iter().all(|kind| value(a, kind) == value(b, kind))
+}
+
 struct Verdict {
     kind: &'static str,
     holds: bool,

@@ -15,8 +15,15 @@ use crate::desired::PodId;
 #[derive(Clone)]
 pub(crate) struct Teller {
     newest: watch::Sender<Option<Arc<PodStatus>>>,
-    /// What the API has taken.
-    taken: watch::Receiver<Option<Arc<PodStatus>>>,
+    taken: watch::Receiver<Option<Taken>>,
+}
+
+/// A status that the API has taken.
+#[derive(Clone)]
+struct Taken {
+    status: Arc<PodStatus>,
+    /// The object's resourceVersion with this status; none when the object was gone.
+    version: Option<u64>,
 }
 
 /// How long a request that failed waits for the next attempt.
@@ -30,11 +37,18 @@ impl Teller {
         self.newest.send_replace(Some(status));
     }
 
+    /// Whether the API took `status` and `pod`, as watched, is newer than that.
+    pub(crate) fn is_behind(&self, pod: &Pod, status: &Arc<PodStatus>) -> bool {
+        let taken = self.taken.borrow();
+        let Some(taken) = taken.as_ref().filter(|t| Arc::ptr_eq(&t.status, status)) else { return false };
+        taken.version.is_some_and(|ours| version(pod).is_some_and(|theirs| theirs > ours))
+    }
+
     /// Tells this and waits until it has been taken; gives up after a while.
     pub(crate) async fn flush(&self, status: Arc<PodStatus>) {
         self.tell(status.clone());
         let mut taken = self.taken.clone();
-        let is_it = |t: &Option<Arc<PodStatus>>| t.as_ref().is_some_and(|t| Arc::ptr_eq(t, &status));
+        let is_it = |t: &Option<Taken>| t.as_ref().is_some_and(|t| Arc::ptr_eq(&t.status, &status));
         // A status that could not be told is lost with the object that is about to go.
         let _ = tokio::time::timeout(FLUSH, taken.wait_for(is_it)).await;
     }
@@ -54,7 +68,7 @@ async fn run(
     client: kube::Client,
     pod: PodId,
     mut wanted: watch::Receiver<Option<Arc<PodStatus>>>,
-    took: watch::Sender<Option<Arc<PodStatus>>>,
+    took: watch::Sender<Option<Taken>>,
 ) {
     let api: Api<Pod> = Api::namespaced(client, &pod.namespace);
     let mut pause = RETRY_FIRST;
@@ -63,14 +77,14 @@ async fn run(
             let Some(status) = wanted.borrow_and_update().clone() else { break };
             let patch = Patch::Merge(body(&pod, &status));
             match api.patch_status(&pod.name, &PatchParams::default(), &patch).await {
-                Ok(_) => {
+                Ok(pod) => {
                     pause = RETRY_FIRST;
-                    took.send_replace(Some(status));
+                    took.send_replace(Some(Taken { status, version: version(&pod) }));
                     break;
                 }
                 // Gone, or another pod of that name: nobody wants this status any more.
                 Err(kube::Error::Api(e)) if matches!(e.code, 404 | 409) => {
-                    took.send_replace(Some(status));
+                    took.send_replace(Some(Taken { status, version: None }));
                     break;
                 }
                 Err(error) => {
@@ -81,6 +95,11 @@ async fn run(
             }
         }
     }
+}
+
+/// Resource versions of one kind can be ordered, as numbers (KEP-5504).
+fn version(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_deref()?.parse().ok()
 }
 
 /// A merge patch that leaves the status exactly as given, for this pod and none that comes after it.

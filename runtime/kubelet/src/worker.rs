@@ -27,7 +27,7 @@ use crate::{
     observed::{Finalized, Happened, Observed, Sandbox},
     plan::{Action, Plan, plan},
     probes::Probes,
-    status::{Facts, status},
+    status::{Facts, same_verdicts, status},
     teller::{self, Teller},
     volumes::payload,
 };
@@ -183,7 +183,7 @@ impl Worker {
     fn tell(&mut self, desired: &Desired, now: Timestamp) -> Option<Timestamp> {
         let newest = self.newest(desired, now);
         let before = self.told.as_deref().or(desired.pod.status.as_ref());
-        if before == Some(&newest) {
+        if before == Some(&newest) && !self.is_overwritten(desired) {
             return None;
         }
         let quiet_until = self.born + QUIET;
@@ -199,6 +199,13 @@ impl Worker {
         self.teller.tell(newest.clone());
         self.told = Some(newest);
         None
+    }
+
+    /// Whether somebody else has changed a condition that is this kubelet's to tell, as the node controller
+    /// does for a node that fell silent.
+    fn is_overwritten(&self, desired: &Desired) -> bool {
+        let (Some(told), Some(now)) = (&self.told, &desired.pod.status) else { return false };
+        !same_verdicts(told, now) && self.teller.is_behind(&desired.pod, told)
     }
 
     /// Waits until there is something to plan for; false when the kubelet stops.
