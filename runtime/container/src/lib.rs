@@ -9,6 +9,7 @@
 
 pub mod compile;
 pub mod execute;
+pub mod hooks;
 pub mod plan;
 pub mod seccomp;
 pub mod supervisor;

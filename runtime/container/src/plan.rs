@@ -16,9 +16,23 @@ use serde::{Deserialize, Serialize};
 /// A process of a container, from `clone3` to `execve`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
+    /// Steps that the supervisor carries out with its own rights, and whose slots the process inherits: mounts of
+    /// files that the root of a user namespace may not reach, and mounts with mapped owners.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<Step>,
+    /// User and pid namespaces in which the process is born: setns(2) holds for children only (pid), or comes
+    /// before everything else (user).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub born_in: Vec<(Namespace, PathBuf)>,
     /// Namespaces that `clone3` makes new for the process.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<Namespace>,
+    /// Offsets of the clocks in a new time namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clocks: Vec<Clock>,
+    /// The identity maps of a new user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mappings: Option<Mappings>,
     /// The directory of the version 2 cgroup in which `clone3` bears the process (`CLONE_INTO_CGROUP`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
@@ -35,6 +49,29 @@ pub struct Exec {
     pub args: Vec<String>,
     /// `KEY=value`, in order. Without a `HOME` the home directory is taken from the root's `/etc/passwd`.
     pub env: Vec<String>,
+}
+
+/// A clock's offset in a time namespace, against the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// `monotonic` or `boottime` (time_namespaces(7)).
+    pub name: String,
+    pub seconds: i64,
+    pub nanoseconds: u32,
+}
+
+/// Which numbers inside a user namespace stand for which outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mappings {
+    pub uids: Vec<Mapping>,
+    pub gids: Vec<Mapping>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub inside: u32,
+    pub outside: u32,
+    pub size: u32,
 }
 
 /// A kind of namespace.
@@ -174,6 +211,23 @@ pub enum Step {
     },
     /// Makes the cgroups joined so far the root of what the process sees.
     NewCgroupNamespace,
+    /// Waits until the supervisor has written the uid and gid maps of the new user namespace.
+    AwaitMappings,
+    /// Becomes user and group 0 of the user namespace: what is made from here on belongs to them.
+    NamespaceRoot,
+    /// Leaves the inherited session keyring for a new one.
+    SessionKeyring {
+        name: String,
+    },
+    /// Waits until the supervisor has run its hooks of a stage.
+    AwaitHooks {
+        stage: Stage,
+    },
+    /// Runs hooks in the container's namespaces, with the state that the supervisor hands over.
+    RunHooks {
+        stage: Stage,
+        hooks: Vec<Hook>,
+    },
     /// Hides `/proc/<pid>` of the process from the container until `execve`.
     Undumpable,
     /// Dies by SIGKILL when the supervisor dies.
@@ -207,6 +261,17 @@ pub enum Step {
     Bind {
         slot: Slot,
         source: Source,
+        recursive: bool,
+    },
+    /// A device node of the host, verified: for user namespaces, where none can be made.
+    BindDevice {
+        slot: Slot,
+        device: Device,
+    },
+    /// Shows the owners of a mount made aside as the mappings say.
+    MapIds {
+        slot: Slot,
+        mappings: Mappings,
         recursive: bool,
     },
     /// Changes the attributes of a mount made aside.
@@ -248,7 +313,22 @@ pub enum Step {
     },
     /// Makes it `/` and lets go of everything that was there before.
     EnterRoot {
+        how: Enter,
+    },
+    /// Makes a directory the root without a mount namespace: chroot(2) alone.
+    ChangeRoot {
         at: PathBuf,
+    },
+    /// Copies what the root has at a path into a file system made aside, which is about to cover it.
+    CopyUp {
+        slot: Slot,
+        path: PathBuf,
+    },
+    /// Changes the attributes of what is mounted at a path in the root.
+    Remount {
+        target: PathBuf,
+        attributes: Attributes,
+        recursive: bool,
     },
     /// Attaches a mount below the root; the target is made if it is missing and never leaves the root.
     Attach {
@@ -274,6 +354,8 @@ pub enum Step {
     ReadOnlyRoot,
     RootPropagation {
         propagation: Propagation,
+        #[serde(default)]
+        recursive: bool,
     },
     Hostname {
         name: String,
@@ -296,6 +378,33 @@ pub enum Step {
         soft: u64,
         hard: u64,
     },
+    /// Sets the execution domain (personality(2)).
+    Personality {
+        persona: u64,
+    },
+    /// Sets how the process is scheduled (sched_setattr(2)).
+    Scheduler {
+        scheduling: Scheduling,
+    },
+    /// Class 1 real time, 2 best effort, 3 idle; level 0 to 7 (ioprio_set(2)).
+    IoPriority {
+        class: u32,
+        level: u32,
+    },
+    /// The processors it may run on.
+    CpuAffinity {
+        cpus: Vec<u32>,
+    },
+    /// Mode with flags, and nodes as bits (set_mempolicy(2)).
+    MemoryPolicy {
+        mode: u32,
+        nodes: Vec<u64>,
+    },
+    /// Asks a security module to change the label at `execve`: writes to `/proc/self/attr/<file>`.
+    Label {
+        file: String,
+        value: String,
+    },
     /// Makes the working directory if it is missing and enters it, inside the root.
     WorkingDirectory {
         path: PathBuf,
@@ -313,7 +422,72 @@ pub enum Step {
     Seccomp {
         program: Vec<u64>,
         flags: u32,
+        /// Hands the descriptor for calls that the filter leaves to somebody else to the supervisor.
+        #[serde(default)]
+        listener: bool,
     },
+}
+
+/// How the root is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Enter {
+    /// pivot_root(2): nothing of the old root is left in the namespace.
+    Pivot,
+    /// Moved over `/` and chroot(2), where `/` is an initial ramfs that cannot be pivoted away.
+    Move,
+}
+
+/// When in a container's life hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stage {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Prestart => "prestart",
+            Stage::CreateRuntime => "createRuntime",
+            Stage::CreateContainer => "createContainer",
+            Stage::StartContainer => "startContainer",
+            Stage::Poststart => "poststart",
+            Stage::Poststop => "poststop",
+        })
+    }
+}
+
+/// A program that is run at a stage, with the container's state on its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    pub path: PathBuf,
+    /// The whole argument vector; empty is the path alone.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Absent: the caller's.
+    #[serde(default)]
+    pub env: Option<Vec<String>>,
+    #[serde(default)]
+    pub timeout_s: Option<u64>,
+}
+
+/// Numbers of sched_setattr(2); times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Scheduling {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime_ns: u64,
+    pub deadline_ns: u64,
+    pub period_ns: u64,
 }
 
 /// Why a container process could not be started.
@@ -339,6 +513,8 @@ pub enum FailureKind {
     UnknownUser,
     /// The kernel refused a step of the set-up.
     Setup,
+    /// A hook failed.
+    Hook,
     /// The process died during set-up without a word (OOM, kill).
     Died,
 }
@@ -350,7 +526,7 @@ impl Failure {
         match self.kind {
             FailureKind::NotFound => 127,
             FailureKind::NotExecutable => 126,
-            FailureKind::UnknownUser | FailureKind::Setup | FailureKind::Died => 128,
+            FailureKind::UnknownUser | FailureKind::Setup | FailureKind::Hook | FailureKind::Died => 128,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::plan::{Attributes, DeviceKind, Identity, Plan, Propagation, Step};
+use crate::plan::{Attributes, DeviceKind, Enter, Identity, Plan, Propagation, Step};
 
 /// MOUNT_ATTR_* bits by their mount(8) names.
 const ATTRIBUTE_NAMES: &[(u64, &str)] = &[
@@ -19,6 +19,10 @@ const ATTRIBUTE_NAMES: &[(u64, &str)] = &[
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.outside.iter().try_for_each(|step| writeln!(f, "before: {step}"))?;
+        for (namespace, path) in &self.born_in {
+            writeln!(f, "setns {}: be born in that {namespace} namespace", path.display())?;
+        }
         let flags: Vec<String> =
             self.namespaces.iter().map(|namespace| format!("new {namespace} namespace")).collect();
         write!(
@@ -49,6 +53,13 @@ impl fmt::Display for Step {
             Step::NewCgroupNamespace => {
                 write!(f, "unshare CLONE_NEWCGROUP: its cgroup becomes the root it sees")
             }
+            Step::AwaitMappings => write!(f, "wait for uid_map and gid_map: the supervisor writes them"),
+            Step::NamespaceRoot => write!(f, "setresgid 0, setresuid 0: root of the user namespace"),
+            Step::SessionKeyring { name } => {
+                write!(f, "keyctl KEYCTL_JOIN_SESSION_KEYRING {name}: a session keyring of its own")
+            }
+            Step::AwaitHooks { stage } => write!(f, "wait for the {stage} hooks"),
+            Step::RunHooks { stage, hooks } => write!(f, "run {} {stage} hooks", hooks.len()),
             Step::Undumpable => write!(f, "prctl PR_SET_DUMPABLE 0: hide /proc/self until execve"),
             Step::DieWithParent => write!(f, "prctl PR_SET_PDEATHSIG SIGKILL: die with the supervisor"),
             Step::OomScore { value } => write!(f, "write {value} to /proc/self/oom_score_adj"),
@@ -82,6 +93,15 @@ impl fmt::Display for Step {
                 }
                 write!(f, ": a copy of that mount aside as #{}", slot.0)
             }
+            Step::BindDevice { slot, device } => write!(
+                f,
+                "open_tree OPEN_TREE_CLONE /dev/{}: verified as device {}:{}, aside as #{}",
+                device.name, device.major, device.minor, slot.0
+            ),
+            Step::MapIds { slot, mappings, .. } => {
+                let (uids, gids) = (mappings.uids.len(), mappings.gids.len());
+                write!(f, "mount_setattr #{} MOUNT_ATTR_IDMAP: {uids} ranges of uids, {gids} of gids", slot.0)
+            }
             Step::SetAttributes { slot, attributes, propagation, recursive } => {
                 write!(f, "mount_setattr #{}", slot.0)?;
                 write!(f, "{}{}", change(*attributes), if *recursive { " AT_RECURSIVE" } else { "" })?;
@@ -108,8 +128,19 @@ impl fmt::Display for Step {
             }
             Step::MakeLink { slot, name, target } => write!(f, "symlinkat #{}/{name} -> {target}", slot.0),
             Step::PlaceRoot { slot, at } => write!(f, "move_mount #{} to {}: the root", slot.0, at.display()),
-            Step::EnterRoot { at } => {
-                write!(f, "pivot_root {}; umount2 MNT_DETACH the old root: no path leads out", at.display())
+            Step::EnterRoot { how: Enter::Pivot } => {
+                write!(f, "pivot_root; umount2 MNT_DETACH the old root: no path leads out")
+            }
+            Step::EnterRoot { how: Enter::Move } => {
+                write!(f, "move_mount the root over /; chroot: no path leads out")
+            }
+            Step::ChangeRoot { at } => write!(f, "chroot {}", at.display()),
+            Step::CopyUp { slot, path } => {
+                write!(f, "copy what is at {} into #{}", path.display(), slot.0)
+            }
+            Step::Remount { target, attributes, recursive } => {
+                let tree = if *recursive { " AT_RECURSIVE" } else { "" };
+                write!(f, "mount_setattr {}{}{tree}", target.display(), change(*attributes))
             }
             Step::Attach { slot, target } => {
                 write!(f, "openat2 RESOLVE_IN_ROOT {0}; move_mount #{1} to {0}", target.display(), slot.0)
@@ -120,8 +151,9 @@ impl fmt::Display for Step {
             Step::ReadOnly { paths } => write!(f, "mount_setattr ro over: {}", list(paths)),
             Step::Sysctl { key, value } => write!(f, "write {value} to /proc/sys/{}", key.replace('.', "/")),
             Step::ReadOnlyRoot => write!(f, "mount_setattr / ro"),
-            Step::RootPropagation { propagation } => {
-                write!(f, "mount_setattr / {}", propagation_name(*propagation))
+            Step::RootPropagation { propagation, recursive } => {
+                let tree = if *recursive { " AT_RECURSIVE" } else { "" };
+                write!(f, "mount_setattr / {}{tree}", propagation_name(*propagation))
             }
             Step::Hostname { name } => write!(f, "sethostname {name}"),
             Step::Domainname { name } => write!(f, "setdomainname {name}"),
@@ -131,6 +163,14 @@ impl fmt::Display for Step {
                 write!(f, "open /dev/pts/ptmx, TIOCGPTPEER, TIOCSCTTY: a terminal{place}")
             }
             Step::ResourceLimit { resource, soft, hard } => write!(f, "prlimit64 {resource} {soft} {hard}"),
+            Step::Personality { persona } => write!(f, "personality {persona:#x}"),
+            Step::Scheduler { scheduling: s } => {
+                write!(f, "sched_setattr policy {} nice {} priority {}", s.policy, s.nice, s.priority)
+            }
+            Step::IoPriority { class, level } => write!(f, "ioprio_set class {class} level {level}"),
+            Step::CpuAffinity { cpus } => write!(f, "sched_setaffinity {cpus:?}"),
+            Step::MemoryPolicy { mode, nodes } => write!(f, "set_mempolicy {mode:#x} {nodes:x?}"),
+            Step::Label { file, value } => write!(f, "write {value} to /proc/self/attr/{file}"),
             Step::WorkingDirectory { path } => {
                 write!(f, "openat2 RESOLVE_IN_ROOT {}; fchdir: the working directory", path.display())
             }
@@ -155,8 +195,9 @@ impl fmt::Display for Step {
                 )
             }
             Step::NoNewPrivileges => write!(f, "prctl PR_SET_NO_NEW_PRIVS"),
-            Step::Seccomp { program, .. } => {
-                write!(f, "seccomp SECCOMP_SET_MODE_FILTER: {} instructions", program.len())
+            Step::Seccomp { program, listener, .. } => {
+                let listener = if *listener { ", with a listener" } else { "" };
+                write!(f, "seccomp SECCOMP_SET_MODE_FILTER: {} instructions{listener}", program.len())
             }
         }
     }

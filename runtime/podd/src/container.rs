@@ -11,7 +11,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use pith_container::execute::{Launch, Launched, Report, Then, died, launch};
+use pith_container::execute::{Launch, Launched, Report, died, launch};
 use pith_container::plan::Namespace;
 use pith_container::supervisor::protocol::{
     CgroupDirs, ContainerRecord, ContainerSpec, Event, Exit, Phase, Refusal, Reply,
@@ -150,13 +150,11 @@ impl Server {
         let own_pid_namespace = spec.plan.namespaces.contains(&Namespace::Pid);
         let shared = self.sandbox.shared_pid.as_ref().filter(|_| !own_pid_namespace);
         let null = &self.sandbox.null;
+        let stdio = [0, 1, 2].map(|index: usize| pipes.theirs[index].as_ref().unwrap_or(null).as_fd());
         let launched = launch(&Launch {
-            plan: &spec.plan,
-            stdio: [0, 1, 2].map(|index: usize| pipes.theirs[index].as_ref().unwrap_or(null).as_fd()),
             hold: !start,
-            target: None,
             pid_namespace: shared.map(|shared| shared.child.pidfd.as_fd()),
-            then: Then::Execute,
+            ..Launch::new(&spec.plan, stdio)
         })
         .map_err(Refusal::Start)?;
         drop(pipes.theirs);
@@ -224,6 +222,8 @@ impl Server {
                 Ok((Report::Ready, _)) => self.reach(key, Phase::Created),
                 Ok((Report::Executing, _)) => container.executing = true,
                 Ok((Report::Failed(failure), _)) => container.record.failure = Some(failure),
+                // Asked for by no plan of a pod.
+                Ok((Report::Mappings | Report::Hooks(_) | Report::Listener | Report::Step { .. }, _)) => {}
                 Err(WireError::TimedOut) => return,
                 Err(_) => {
                     container.control = None;

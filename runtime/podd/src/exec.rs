@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use pith_container::execute::{Launch, Launched, Report, Then, died, launch};
+use pith_container::execute::{Launch, Launched, Report, died, launch};
 use pith_container::plan::{Failure, Plan, Step, WindowSize};
 use pith_container::supervisor::protocol::{ExecStdio, Exit, Phase, Refusal, Reply};
 use pith_container::supervisor::wire::{self, WireError};
@@ -64,13 +64,11 @@ impl Server {
             }
         }
         let null = &self.sandbox.null;
+        let stdio = [0, 1, 2].map(|index: usize| given[index].as_ref().unwrap_or(null).as_fd());
         let Launched { child, control } = launch(&Launch {
-            plan: &plan,
-            stdio: [0, 1, 2].map(|index: usize| given[index].as_ref().unwrap_or(null).as_fd()),
-            hold: false,
             target: Some(target.as_fd()),
             pid_namespace: Some(target.as_fd()),
-            then: Then::Execute,
+            ..Launch::new(&plan, stdio)
         })
         .map_err(Refusal::Start)?;
         let exec = Exec {
@@ -96,7 +94,16 @@ impl Server {
                 Ok((Report::Terminal, mut fds)) => exec.terminal = fds.pop(),
                 Ok((Report::Executing, _)) => exec.executing = true,
                 Ok((Report::Failed(failure), _)) => exec.failure = Some(failure),
-                Ok((Report::Notice(_) | Report::Ready, _)) => {}
+                // The others are asked for by no plan of a pod.
+                Ok((
+                    Report::Notice(_)
+                    | Report::Ready
+                    | Report::Mappings
+                    | Report::Hooks(_)
+                    | Report::Listener
+                    | Report::Step { .. },
+                    _,
+                )) => {}
                 Err(WireError::TimedOut) => return,
                 Err(_) => {
                     exec.control = None;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use pith_container::execute::{Launch, Launched, Report, Then, launch};
-use pith_container::plan::{Capabilities, Exec, Identity, Namespace, Plan, Slot, Step};
+use pith_container::plan::{Capabilities, Enter, Exec, Identity, Namespace, Plan, Slot, Step};
 use pith_container::supervisor::protocol::{SandboxSpec, SharedTmpfs};
 use pith_container::supervisor::{records, wire};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -118,7 +118,11 @@ fn shared_pid(dir: &Path, null: &OwnedFd) -> Result<Launched, String> {
     let slot = Slot(0);
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
     let plan = Plan {
+        outside: vec![],
+        born_in: vec![],
         namespaces: vec![Namespace::Mount, Namespace::Pid],
+        clocks: vec![],
+        mappings: None,
         cgroup: None,
         steps: vec![
             Step::Undumpable,
@@ -131,7 +135,7 @@ fn shared_pid(dir: &Path, null: &OwnedFd) -> Result<Launched, String> {
                 attributes: u64::from(read_only),
             },
             Step::PlaceRoot { slot, at: dir.to_owned() },
-            Step::EnterRoot { at: dir.to_owned() },
+            Step::EnterRoot { how: Enter::Pivot },
             Step::NewSession,
             Step::Become {
                 identity: Identity::Ids { uid: NOBODY, gid: NOBODY, groups: vec![] },
@@ -144,15 +148,8 @@ fn shared_pid(dir: &Path, null: &OwnedFd) -> Result<Launched, String> {
         exec: Exec { args: vec![], env: vec![] },
     };
     let stdio = [null.as_fd(); 3];
-    let launched = launch(&Launch {
-        plan: &plan,
-        stdio,
-        hold: false,
-        target: None,
-        pid_namespace: None,
-        then: Then::Reap,
-    })
-    .map_err(|failure| format!("shared pid namespace: {failure}"))?;
+    let launched = launch(&Launch { then: Then::Reap, ..Launch::new(&plan, stdio) })
+        .map_err(|failure| format!("shared pid namespace: {failure}"))?;
     loop {
         match wire::receive::<Report>(launched.control.as_fd(), true) {
             Ok((Report::Executing, _)) => return Ok(launched),

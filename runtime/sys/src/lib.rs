@@ -10,10 +10,12 @@
 //! | [`message`] | packets with descriptors over a unix socket, sockets at paths of any length |
 //! | [`mount`] | `mount_setattr`, messages of `fsopen`, lookups beneath a root |
 //! | [`seccomp`] | loading a filter |
+//! | [`attributes`] | scheduling, io priority, personality, session keyring, memory policy of this process |
 //! | [`bpf`] | device programs of cgroups |
 //! | [`network`] | the loopback interface of a new network namespace |
 #![allow(unsafe_code, reason = "this crate is where the unsafe system calls live")]
 
+pub mod attributes;
 pub mod bpf;
 pub mod descriptor;
 pub mod message;

@@ -33,6 +33,19 @@ pub fn set_attributes_of(path: &CStr, change: Change) -> Result<()> {
     set_attributes_at(rustix::fs::CWD, path, 0, change)
 }
 
+/// Makes `mount`, which must not be attached yet, show its files' owners as the user namespace behind `users` maps
+/// them (mount_setattr(2), MOUNT_ATTR_IDMAP).
+pub fn map_ids(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: users.as_raw_fd() as u64,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    mount_setattr(mount, c"", flags, &attr)
+}
+
 fn set_attributes_at(dir: BorrowedFd<'_>, path: &CStr, flags: libc::c_int, change: Change) -> Result<()> {
     let attr = libc::mount_attr {
         attr_set: change.set,
@@ -41,6 +54,15 @@ fn set_attributes_at(dir: BorrowedFd<'_>, path: &CStr, flags: libc::c_int, chang
         userns_fd: 0,
     };
     let flags = flags | if change.recursive { libc::AT_RECURSIVE } else { 0 };
+    mount_setattr(dir, path, flags, &attr)
+}
+
+fn mount_setattr(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    attr: &libc::mount_attr,
+) -> Result<()> {
     // SAFETY: the path is a C string and `attr` a structure of the size given.
     check(unsafe {
         libc::syscall(
@@ -48,7 +70,7 @@ fn set_attributes_at(dir: BorrowedFd<'_>, path: &CStr, flags: libc::c_int, chang
             dir.as_raw_fd(),
             path.as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     })?;

@@ -24,6 +24,9 @@ pub mod namespaces {
     pub const NETWORK: u64 = libc::CLONE_NEWNET as u64;
 }
 
+/// The new process becomes a child of the caller's parent ([`fork_alone`]).
+pub const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
+
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Stack of the child in [`spawn`]: it only makes system calls.
 const SPAWN_STACK: usize = 32 * 1024;
@@ -54,8 +57,23 @@ pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce()
     if rustix::fs::stat("/proc/self/task")?.st_nlink != 3 {
         return Err(Errno::BUSY);
     }
+    fork_alone(namespaces, cgroup, body)
+}
+
+/// Like [`fork`], for a process that is itself a child of it and has started no thread since: it may be in a root
+/// without a /proc to look into. `CLONE_PARENT` among the flags makes the new process a sibling, a child of this
+/// one's parent.
+pub fn fork_alone(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    body: impl FnOnce() -> i32,
+) -> Result<Child> {
     let mut pidfd: RawFd = -1;
     let mut args = clone_args(namespaces, &mut pidfd, cgroup);
+    if namespaces & CLONE_PARENT != 0 {
+        // A sibling announces its end as this process does (clone(2), CLONE_PARENT).
+        args.exit_signal = 0;
+    }
     // SAFETY: without CLONE_VM the child has its own copy of the memory, and as there is one thread no lock
     // is held by another; `args` and `pidfd` live through the call.
     let pid =

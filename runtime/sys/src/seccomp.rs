@@ -1,12 +1,27 @@
 //! Loading a seccomp filter.
 
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
 use crate::{Result, check};
+
+/// Loads a filter as [`load`] does, and returns the descriptor on which the calls that it leaves to somebody else
+/// (SECCOMP_RET_USER_NOTIF) are announced.
+pub fn load_with_listener(program: &[u64], flags: u32) -> Result<OwnedFd> {
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32;
+    let number = RawFd::try_from(set_filter(program, flags)?).map_err(|_| crate::Errno::BADF)?;
+    // SAFETY: seccomp(2) just returned it as a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
 
 /// Loads a classic BPF program into this thread. Each word is one `struct sock_filter` as it lies in memory
 /// on a little-endian machine: code in bits 0–15, jt 16–23, jf 24–31, k 32–63.
 ///
 /// `flags` are SECCOMP_FILTER_FLAG_*. Needs no_new_privs or CAP_SYS_ADMIN.
 pub fn load(program: &[u64], flags: u32) -> Result<()> {
+    set_filter(program, flags).map(drop)
+}
+
+fn set_filter(program: &[u64], flags: u32) -> Result<libc::c_long> {
     let filter: Vec<libc::sock_filter> = program
         .iter()
         .map(|word| libc::sock_filter {
@@ -21,6 +36,5 @@ pub fn load(program: &[u64], flags: u32) -> Result<()> {
     // SAFETY: `program` points to `length` records that outlive the call; the kernel copies and verifies them.
     check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    })?;
-    Ok(())
+    })
 }

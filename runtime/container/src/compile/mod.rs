@@ -5,26 +5,32 @@
 //! ```text
 //! 1 belong    cgroups, namespaces            while the host's paths are still visible
 //! 2 make      every mount, into slots        the host's sources are still visible; nothing is attached yet
-//! 3 enter     root placed, pivot_root        from here on no path leads to the host
-//! 4 attach    mounts, devices, masks         targets are resolved inside the root only
+//! 3 attach    root placed, mounts, devices   targets are resolved inside the root only
+//! 4 enter     hooks, pivot_root, masks       from here on no path leads to the host
 //! 5 become    session, limits, user, filter  rights are given up last, in the order that they are needed
 //! ```
 //!
 //! A field of the spec that is not honoured is refused by name; none is ignored.
 
+mod bundle;
 mod defaults;
 mod mount_options;
 mod mounts;
+mod namespaces;
 mod process;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
-use crate::plan::{MAX_SLOTS, Namespace, Plan, Propagation, Slot, Step};
+use crate::plan::{Enter, MAX_SLOTS, Namespace, Plan, Propagation, Slot, Stage, Step};
 use crate::seccomp;
 use crate::supervisor::protocol::CgroupDirs;
+
+use namespaces::Namespaces;
+
+pub use bundle::{Caller, hooks_of};
 
 pub use defaults::{
     capability_names, capability_sets, default_capabilities, default_masked_paths, default_mounts,
@@ -95,17 +101,70 @@ pub struct Options {
     pub confine: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// The plan of a container's first process.
+/// The plan of a container's first process, for a supervisor that does no more than launch it.
 pub fn container(spec: &Spec, options: &Options) -> Result<Plan, CompileError> {
-    refuse_unsupported(spec)?;
-    let root = spec.root().as_ref().ok_or(CompileError::Missing { field: "root" })?;
-    let process = spec.process().as_ref().ok_or(CompileError::Missing { field: "process" })?;
-    let linux = spec.linux().clone().unwrap_or_default();
-    let namespaces = Namespaces::read(spec)?;
-    let mut slots = Slots::default();
-    let mut steps = Vec::with_capacity(64);
+    plan(spec, options, None)
+}
 
-    steps.extend(options.cgroup.legacy.iter().map(|dir| Step::JoinCgroup { dir: dir.clone() }));
+/// The plan of a container's first process, for a caller that stands by while it is carried out.
+pub fn bundle(spec: &Spec, options: &Options, caller: &Caller) -> Result<Plan, CompileError> {
+    plan(spec, options, Some(caller))
+}
+
+fn plan(spec: &Spec, options: &Options, caller: Option<&Caller>) -> Result<Plan, CompileError> {
+    bundle::refuse_unsupported(spec, caller)?;
+    let root = spec.root().as_ref().ok_or(CompileError::Missing { field: "root" })?;
+    let linux = spec.linux().clone().unwrap_or_default();
+    let namespaces = Namespaces::read(spec, caller.is_some())?;
+    if caller.is_none() && spec.process().is_none() {
+        return Err(CompileError::Missing { field: "process" });
+    }
+    let process = spec.process().as_ref();
+    let mut slots = Slots::default();
+    let mut plan = Plan {
+        outside: vec![],
+        born_in: namespaces.born_in.clone(),
+        namespaces: namespaces.new.clone(),
+        clocks: bundle::clocks(&linux, &namespaces)?,
+        mappings: namespaces.mappings.clone(),
+        cgroup: options.cgroup.unified.clone(),
+        steps: belong(process, options, caller, &namespaces),
+        exec: process.map_or_else(|| Ok(process::no_program()), process::exec)?,
+    };
+    if namespaces.has_mount() {
+        root_and_mounts(spec, &linux, options, caller, &namespaces, &mut slots, &mut plan)?;
+    } else {
+        bundle::refuse_mounts(spec, &linux)?;
+        plan.steps.push(Step::ChangeRoot { at: root.path().clone() });
+    }
+    if let Some(process) = process {
+        plan.steps.extend(process::labels(process, &linux));
+        plan.steps.push(Step::WorkingDirectory { path: process.cwd().clone() });
+    }
+    if root.readonly().unwrap_or(false) {
+        plan.steps.push(Step::ReadOnlyRoot);
+    }
+    if let Some(name) = linux.rootfs_propagation().as_ref().filter(|name| !name.is_empty()) {
+        let (propagation, recursive) = root_propagation(name)?;
+        plan.steps.push(Step::RootPropagation { propagation, recursive });
+    }
+    if let Some(process) = process {
+        plan.steps.extend(process::become_user(process, spec, options)?);
+    }
+    // Changing the user cleared the death signal (prctl(2), PR_SET_PDEATHSIG).
+    plan.steps.push(Step::DieWithParent);
+    Ok(plan)
+}
+
+/// Steps by which the process comes to where it belongs.
+fn belong(
+    process: Option<&Process>,
+    options: &Options,
+    caller: Option<&Caller>,
+    namespaces: &Namespaces,
+) -> Vec<Step> {
+    let mut steps: Vec<Step> =
+        options.cgroup.legacy.iter().map(|dir| Step::JoinCgroup { dir: dir.clone() }).collect();
     steps.extend([Step::Undumpable, Step::DieWithParent]);
     steps.extend(
         namespaces
@@ -116,64 +175,129 @@ pub fn container(spec: &Spec, options: &Options) -> Result<Plan, CompileError> {
     if namespaces.new_cgroup {
         steps.push(Step::NewCgroupNamespace);
     }
-    steps.extend(process.oom_score_adj().map(|value| Step::OomScore { value }));
+    steps.extend(process.and_then(Process::oom_score_adj).map(|value| Step::OomScore { value }));
+    steps.extend(caller.and_then(|caller| caller.keyring.clone()).map(|name| Step::SessionKeyring { name }));
+    if namespaces.mappings.is_some() {
+        steps.push(Step::AwaitMappings);
+    }
+    steps
+}
 
-    steps.push(Step::IsolateMounts);
-    let root_slot = slots.next()?;
-    steps.push(root_step(root_slot, root.path(), options.overlay.as_ref()));
-    let mut mounts = mounts::Mounts::new(options, namespaces.new_cgroup);
-    mounts.make(spec, &linux, &mut slots)?;
-    steps.append(&mut mounts.make);
-
+/// Steps that make the root what the spec says, and enter it.
+fn root_and_mounts(
+    spec: &Spec,
+    linux: &Linux,
+    options: &Options,
+    caller: Option<&Caller>,
+    namespaces: &Namespaces,
+    slots: &mut Slots,
+    plan: &mut Plan,
+) -> Result<(), CompileError> {
+    let root = spec.root().as_ref().ok_or(CompileError::Missing { field: "root" })?;
     let at = root.path().clone();
-    steps.extend([Step::PlaceRoot { slot: root_slot, at: at.clone() }, Step::EnterRoot { at }]);
+    let users = namespaces.users();
+    let outside = users && caller.is_some_and(|caller| caller.privileged);
+    let root_slot = slots.next()?;
+    let make_root = root_step(root_slot, &at, options.overlay.as_ref());
+    let mut mounts = mounts::Mounts::new(options, namespaces, outside);
+    mounts.make(spec, linux, slots)?;
+    plan.outside.append(&mut mounts.outside);
+
+    let steps = &mut plan.steps;
+    steps.push(Step::IsolateMounts);
+    let place = Step::PlaceRoot { slot: root_slot, at };
+    if outside {
+        let slave = Some(Propagation::Slave);
+        let attributes = Default::default();
+        plan.outside.extend([
+            make_root,
+            Step::SetAttributes { slot: root_slot, attributes, propagation: slave, recursive: true },
+        ]);
+        // As long as the process still owns the folders that lead there.
+        steps.extend([place, Step::NamespaceRoot]);
+        steps.append(&mut mounts.make);
+    } else {
+        steps.push(make_root);
+        steps.extend(users.then_some(Step::NamespaceRoot));
+        steps.append(&mut mounts.make);
+        // Last, so that a copy of the host's tree does not have the root in it.
+        steps.push(place);
+    }
     steps.append(&mut mounts.attach);
-
-    if let Some(sysctls) = linux.sysctl() {
-        let mut sysctls: Vec<_> = sysctls.iter().collect();
-        sysctls.sort();
-        steps.extend(
-            sysctls.into_iter().map(|(key, value)| Step::Sysctl { key: key.clone(), value: value.clone() }),
-        );
+    let hooks = spec.hooks().as_ref();
+    for stage in [Stage::Prestart, Stage::CreateRuntime] {
+        if !hooks_of(hooks, stage)?.is_empty() {
+            steps.push(Step::AwaitHooks { stage });
+        }
     }
-    if namespaces.new.contains(&Namespace::Uts) {
-        steps.extend(spec.hostname().clone().map(|name| Step::Hostname { name }));
-        steps.extend(spec.domainname().clone().map(|name| Step::Domainname { name }));
+    let hooks = hooks_of(hooks, Stage::CreateContainer)?;
+    if !hooks.is_empty() {
+        steps.push(Step::RunHooks { stage: Stage::CreateContainer, hooks });
     }
-    steps.extend(process::terminal(process, true)?);
+    steps.push(Step::EnterRoot { how: caller.map_or(Enter::Pivot, |caller| caller.enter) });
+    steps.extend(bundle::sysctls(linux, namespaces, caller.is_some())?);
+    steps.extend(bundle::names(spec, namespaces, caller.is_some())?);
+    steps.extend(match spec.process() {
+        Some(process) => process::terminal(process, true)?,
+        None => vec![Step::NewSession],
+    });
     steps.append(&mut mounts.cover);
-    steps.push(Step::WorkingDirectory { path: process.cwd().clone() });
-    if root.readonly().unwrap_or(false) {
-        steps.push(Step::ReadOnlyRoot);
-    }
-    if let Some(name) = linux.rootfs_propagation() {
-        steps.push(Step::RootPropagation { propagation: root_propagation(name)? });
-    }
-    steps.extend(process::become_user(process, spec, options)?);
-    // Changing the user cleared the death signal (prctl(2), PR_SET_PDEATHSIG).
-    steps.push(Step::DieWithParent);
-
-    let exec = process::exec(process)?;
-    Ok(Plan { namespaces: namespaces.new, cgroup: options.cgroup.unified.clone(), steps, exec })
+    Ok(())
 }
 
 /// The plan of a process that joins a running container. `spec` is the container's own.
 pub fn exec(spec: &Spec, process: &Process, options: &Options) -> Result<Plan, CompileError> {
-    process::refuse_unsupported(process)?;
-    let mut steps: Vec<Step> =
-        options.cgroup.legacy.iter().map(|dir| Step::JoinCgroup { dir: dir.clone() }).collect();
-    steps.extend([Step::Undumpable, Step::DieWithParent]);
-    steps.extend(process.oom_score_adj().map(|value| Step::OomScore { value }));
+    bundle::refuse_process(process, None)?;
     // The pid namespace is the supervisor's part: it holds for children only (setns(2)).
     let namespaces =
         vec![Namespace::Mount, Namespace::Network, Namespace::Ipc, Namespace::Uts, Namespace::Cgroup];
+    join(spec, process, options, namespaces)
+}
+
+/// The plan of a process that joins these namespaces of a running container, for a caller that stands by.
+pub fn exec_bundle(
+    spec: &Spec,
+    process: &Process,
+    options: &Options,
+    caller: &Caller,
+    namespaces: Vec<Namespace>,
+) -> Result<Plan, CompileError> {
+    bundle::refuse_process(process, Some(caller))?;
+    join(spec, process, options, namespaces)
+}
+
+fn join(
+    spec: &Spec,
+    process: &Process,
+    options: &Options,
+    namespaces: Vec<Namespace>,
+) -> Result<Plan, CompileError> {
+    let affinity = process.exec_cpu_affinity().as_ref();
+    let cpus = |list: Option<&String>| -> Result<Option<Step>, CompileError> {
+        list.map(|list| Ok(Step::CpuAffinity { cpus: process::cpus(list)? })).transpose()
+    };
+    let mut steps: Vec<Step> = Vec::new();
+    steps.extend(cpus(affinity.and_then(|affinity| affinity.initial().as_ref()))?);
+    steps.extend(options.cgroup.legacy.iter().map(|dir| Step::JoinCgroup { dir: dir.clone() }));
+    steps.extend(cpus(affinity.and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?);
+    steps.extend([Step::Undumpable, Step::DieWithParent]);
+    steps.extend(process.oom_score_adj().map(|value| Step::OomScore { value }));
     steps.push(Step::JoinTarget { namespaces });
     steps.extend(process::terminal(process, false)?);
+    steps.extend(process::labels(process, &Linux::default()));
     steps.push(Step::WorkingDirectory { path: process.cwd().clone() });
     steps.extend(process::become_user(process, spec, options)?);
     steps.push(Step::DieWithParent);
-    let exec = process::exec(process)?;
-    Ok(Plan { namespaces: Vec::new(), cgroup: options.cgroup.unified.clone(), steps, exec })
+    Ok(Plan {
+        outside: vec![],
+        born_in: vec![],
+        namespaces: vec![],
+        clocks: vec![],
+        mappings: None,
+        cgroup: options.cgroup.unified.clone(),
+        steps,
+        exec: process::exec(process)?,
+    })
 }
 
 fn root_step(slot: Slot, path: &Path, overlay: Option<&Overlay>) -> Step {
@@ -190,18 +314,12 @@ fn root_step(slot: Slot, path: &Path, overlay: Option<&Overlay>) -> Step {
     }
 }
 
-fn root_propagation(name: &str) -> Result<Propagation, CompileError> {
-    match name {
-        "shared" | "rshared" => Ok(Propagation::Shared),
-        "slave" | "rslave" => Ok(Propagation::Slave),
-        "private" | "rprivate" => Ok(Propagation::Private),
-        "unbindable" | "runbindable" => Ok(Propagation::Unbindable),
-        _ => Err(CompileError::Invalid {
-            field: "linux.rootfsPropagation".to_owned(),
-            value: name.to_owned(),
-            problem: "is not a propagation",
-        }),
-    }
+fn root_propagation(name: &str) -> Result<(Propagation, bool), CompileError> {
+    mount_options::propagation(name).ok_or_else(|| CompileError::Invalid {
+        field: "linux.rootfsPropagation".to_owned(),
+        value: name.to_owned(),
+        problem: "is not a propagation",
+    })
 }
 
 /// Hands out slots.
@@ -218,88 +336,8 @@ impl Slots {
     }
 }
 
-/// The namespaces of a spec, by how they are had.
-struct Namespaces {
-    /// By clone3.
-    new: Vec<Namespace>,
-    joined: Vec<(Namespace, PathBuf)>,
-    /// By unshare, once the cgroups have been joined.
-    new_cgroup: bool,
-}
-
-impl Namespaces {
-    fn read(spec: &Spec) -> Result<Namespaces, CompileError> {
-        let mut namespaces = Namespaces { new: vec![], joined: vec![], new_cgroup: false };
-        let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        for namespace in listed.into_iter().flatten() {
-            let kind = kind_of(namespace.typ());
-            match (kind, namespace.path()) {
-                (Namespace::User | Namespace::Time, _) => {
-                    return Err(unsupported(format!("linux.namespaces[{kind}]"), ""));
-                }
-                (Namespace::Pid | Namespace::Mount, Some(_)) => {
-                    let reason = ": it is entered by the supervisor";
-                    return Err(unsupported(format!("linux.namespaces[{kind}].path"), reason));
-                }
-                (Namespace::Cgroup, None) => namespaces.new_cgroup = true,
-                (kind, None) => namespaces.new.push(kind),
-                (kind, Some(path)) => namespaces.joined.push((kind, path.clone())),
-            }
-        }
-        if !namespaces.new.contains(&Namespace::Mount) {
-            // Without it the container's mounts would be the host's.
-            return Err(CompileError::Missing { field: "linux.namespaces[mount]" });
-        }
-        namespaces.new.sort_unstable();
-        if namespaces.new.windows(2).any(|pair| pair[0] == pair[1]) {
-            let names: Vec<String> = namespaces.new.iter().map(ToString::to_string).collect();
-            return Err(CompileError::Invalid {
-                field: "linux.namespaces".to_owned(),
-                value: names.join(", "),
-                problem: "names a namespace twice",
-            });
-        }
-        Ok(namespaces)
-    }
-}
-
-fn kind_of(typ: LinuxNamespaceType) -> Namespace {
-    match typ {
-        LinuxNamespaceType::Mount => Namespace::Mount,
-        LinuxNamespaceType::Cgroup => Namespace::Cgroup,
-        LinuxNamespaceType::Uts => Namespace::Uts,
-        LinuxNamespaceType::Ipc => Namespace::Ipc,
-        LinuxNamespaceType::User => Namespace::User,
-        LinuxNamespaceType::Pid => Namespace::Pid,
-        LinuxNamespaceType::Network => Namespace::Network,
-        LinuxNamespaceType::Time => Namespace::Time,
-    }
-}
-
 fn unsupported(field: impl Into<String>, reason: &'static str) -> CompileError {
     CompileError::Unsupported { field: field.into(), reason }
-}
-
-/// Fields that mean something to other runtimes and nothing to this one.
-fn refuse_unsupported(spec: &Spec) -> Result<(), CompileError> {
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
-    let linux = spec.linux().as_ref();
-    let of_linux = |set: fn(&oci_spec::runtime::Linux) -> bool| linux.is_some_and(set);
-    let fields = [
-        ("hooks", hooks),
-        ("linux.uidMappings", of_linux(|l| l.uid_mappings().is_some())),
-        ("linux.gidMappings", of_linux(|l| l.gid_mappings().is_some())),
-        ("linux.mountLabel", of_linux(|l| l.mount_label().as_ref().is_some_and(|v| !v.is_empty()))),
-        ("linux.intelRdt", of_linux(|l| l.intel_rdt().is_some())),
-        ("linux.personality", of_linux(|l| l.personality().is_some())),
-        ("linux.memoryPolicy", of_linux(|l| l.memory_policy().is_some())),
-        ("linux.netDevices", of_linux(|l| l.net_devices().as_ref().is_some_and(|v| !v.is_empty()))),
-        ("linux.timeOffsets", of_linux(|l| l.time_offsets().as_ref().is_some_and(|v| !v.is_empty()))),
-    ];
-    if let Some((field, _)) = fields.into_iter().find(|(_, present)| *present) {
-        return Err(unsupported(field, ""));
-    }
-    spec.process().as_ref().map_or(Ok(()), process::refuse_unsupported)
 }
 
 #[cfg(test)]

@@ -48,6 +48,10 @@ pub(super) struct MountOptions {
     /// Of everything below it too.
     pub(super) recursive_attributes: Attributes,
     pub(super) propagation: Option<(Propagation, bool)>,
+    /// Some(true) for `ridmap`.
+    pub(super) idmap: Option<bool>,
+    pub(super) copy_up: bool,
+    pub(super) remount: bool,
     /// For the file system: `key` or `key=value`.
     pub(super) data: Vec<(String, Option<String>)>,
 }
@@ -65,9 +69,14 @@ pub(super) fn parse(options: &[String], field: &str) -> Result<MountOptions, Com
             match option.as_str() {
                 "bind" => parsed.bind = Some(parsed.bind.unwrap_or(false)),
                 "rbind" => parsed.bind = Some(true),
-                "" | "defaults" | "async" | "nomand" | "noiversion" | "nolazytime" => {}
-                "idmap" | "ridmap" | "tmpcopyup" | "remount" => {
-                    return Err(unsupported(format!("{field}.options: {option}"), ""));
+                "" | "defaults" | "async" | "nomand" | "noiversion" | "nolazytime" | "silent" | "loud" => {}
+                "idmap" => parsed.idmap = Some(parsed.idmap.unwrap_or(false)),
+                "ridmap" => parsed.idmap = Some(true),
+                "tmpcopyup" => parsed.copy_up = true,
+                "remount" => parsed.remount = true,
+                "mand" | "iversion" => {
+                    let reason = ": Linux no longer has it";
+                    return Err(unsupported(format!("{field}.options: {option}"), reason));
                 }
                 _ => parsed.data.push(match option.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
@@ -91,7 +100,7 @@ fn attribute(name: &str) -> Option<(&'static str, u64, u64)> {
     ATTRIBUTES.iter().copied().find(|(known, _, _)| *known == name)
 }
 
-fn propagation(name: &str) -> Option<(Propagation, bool)> {
+pub(super) fn propagation(name: &str) -> Option<(Propagation, bool)> {
     Some(match name {
         "shared" => (Propagation::Shared, false),
         "rshared" => (Propagation::Shared, true),
@@ -165,9 +174,10 @@ mod tests {
 
     #[test]
     fn refused_by_name() {
-        for option in ["idmap", "ridmap", "tmpcopyup", "remount"] {
+        for option in ["mand", "iversion"] {
             let error = parse(&[option.to_owned()], "mounts[3]").expect_err(option);
-            assert_eq!(error.to_string(), format!("mounts[3].options: {option} is not supported"));
+            let expect = format!("mounts[3].options: {option} is not supported: Linux no longer has it");
+            assert_eq!(error.to_string(), expect);
         }
     }
 }

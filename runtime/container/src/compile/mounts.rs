@@ -2,20 +2,25 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, Mount, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
-use crate::plan::{Attributes, Device, DeviceKind, Propagation, Slot, Source, Step};
+use crate::plan::{Attributes, Device, DeviceKind, Mappings, Namespace, Propagation, Slot, Source, Step};
 
 use super::mount_options::{self, MountOptions, NODEV, NOEXEC, NOSUID, RDONLY};
+use super::namespaces::{self, Namespaces};
 use super::{CgroupView, CompileError, Options, Slots, unsupported};
 
 /// Steps for a container's mounts, by when they are carried out.
 pub(super) struct Mounts<'a> {
     options: &'a Options,
-    new_cgroup_namespace: bool,
-    /// Before the root is entered.
+    namespaces: &'a Namespaces,
+    /// Files of the host are reached by the caller, not by the root of a user namespace.
+    by_caller: bool,
+    /// By the caller.
+    pub(super) outside: Vec<Step>,
+    /// While the host's files can be seen.
     pub(super) make: Vec<Step>,
-    /// After.
+    /// When the root has been placed.
     pub(super) attach: Vec<Step>,
     /// When everything else is in place.
     pub(super) cover: Vec<Step>,
@@ -33,12 +38,20 @@ const LINKS: &[(&str, &str)] = &[
 ];
 
 impl<'a> Mounts<'a> {
-    pub(super) fn new(options: &'a Options, new_cgroup_namespace: bool) -> Mounts<'a> {
-        Mounts { options, new_cgroup_namespace, make: vec![], attach: vec![], cover: vec![] }
+    pub(super) fn new(options: &'a Options, namespaces: &'a Namespaces, by_caller: bool) -> Mounts<'a> {
+        Mounts {
+            options,
+            namespaces,
+            by_caller,
+            outside: vec![],
+            make: vec![],
+            attach: vec![],
+            cover: vec![],
+        }
     }
 
     pub(super) fn make(&mut self, spec: &Spec, linux: &Linux, slots: &mut Slots) -> Result<(), CompileError> {
-        let devices = devices(linux)?;
+        let (devices, elsewhere) = devices(linux)?;
         let mut devices_pending = true;
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
             let field = format!("mounts[{index}]");
@@ -46,35 +59,114 @@ impl<'a> Mounts<'a> {
             if target == Path::new("/") {
                 return Err(invalid(&field, mount.destination(), "is the root itself"));
             }
-            if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-                return Err(unsupported(format!("{field}.uidMappings"), ""));
-            }
             let parsed = mount_options::parse(mount.options().as_deref().unwrap_or_default(), &field)?;
             let is_dev = target == Path::new("/dev");
-            if parsed.bind.is_some() || mount.typ().as_deref() == Some("bind") {
+            if parsed.remount {
+                self.remount(target, &parsed);
+            } else if parsed.bind.is_some() || mount.typ().as_deref() == Some("bind") {
                 // Whoever binds a whole /dev wants that one as it is.
                 devices_pending &= !is_dev;
-                self.bind(mount, target, &parsed, &field, slots)?;
+                self.bind(mount, linux, target, &parsed, &field, slots)?;
+            } else if mount.uid_mappings().is_some() || parsed.idmap.is_some() {
+                return Err(unsupported(format!("{field}.uidMappings"), ": only for bind mounts"));
             } else if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
                 self.cgroup(target, &parsed, &field, slots)?;
             } else {
-                let own_devices = if is_dev { devices.as_slice() } else { &[] };
-                devices_pending &= !is_dev;
-                self.filesystem(mount, target, &parsed, own_devices, &field, slots)?;
+                self.filesystem(mount, linux, target.clone(), &parsed, is_dev, &field, slots)?;
+                if is_dev {
+                    devices_pending = false;
+                    self.devices_of_tmpfs(&devices, &parsed, slots)?;
+                }
             }
         }
         if devices_pending {
             let slot = slots.next()?;
             self.attach.push(Step::OpenDirectory { slot, path: PathBuf::from("/dev") });
-            self.attach.extend(devices.into_iter().map(|device| Step::MakeDevice { slot, device }));
+            self.devices_in(slot, Path::new("/dev"), &devices, slots)?;
             self.attach.extend(links(slot));
         }
+        if !elsewhere.is_empty() {
+            let slot = slots.next()?;
+            self.attach.push(Step::OpenDirectory { slot, path: PathBuf::from("/") });
+            self.devices_in(slot, Path::new("/"), &elsewhere, slots)?;
+        }
         self.covers(linux, slots)
+    }
+
+    /// Devices in a directory of the placed root: made, or the host's where a user namespace may make none.
+    fn devices_in(
+        &mut self,
+        directory: Slot,
+        path: &Path,
+        devices: &[Device],
+        slots: &mut Slots,
+    ) -> Result<(), CompileError> {
+        for device in devices {
+            if self.namespaces.users() && device.kind != DeviceKind::Fifo {
+                let slot = slots.next()?;
+                self.host_step(Step::BindDevice { slot, device: device.clone() });
+                self.attach.push(Step::Attach { slot, target: path.join(&device.name) });
+            } else {
+                self.attach.push(Step::MakeDevice { slot: directory, device: device.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the /dev that was just made gets, and then, if it is to be read-only, that.
+    fn devices_of_tmpfs(
+        &mut self,
+        devices: &[Device],
+        options: &MountOptions,
+        slots: &mut Slots,
+    ) -> Result<(), CompileError> {
+        let Some(Step::Attach { slot, target }) = self.attach.pop() else { return Ok(()) };
+        let read_only = options.attributes.set & RDONLY != 0;
+        let close = Step::SetAttributes {
+            slot,
+            attributes: Attributes { set: RDONLY, clear: 0 },
+            propagation: None,
+            recursive: false,
+        };
+        if self.namespaces.users() {
+            // Mounts can be put on it only where it is attached.
+            self.attach.push(Step::Attach { slot, target: target.clone() });
+            self.devices_in(slot, &target, devices, slots)?;
+            self.make.extend(links(slot));
+            self.make.extend(directories(slot));
+            self.attach.extend(read_only.then_some(close));
+        } else {
+            self.make.extend(devices.iter().cloned().map(|device| Step::MakeDevice { slot, device }));
+            self.make.extend(links(slot));
+            self.make.extend(directories(slot));
+            self.make.extend(read_only.then_some(close));
+            self.attach.push(Step::Attach { slot, target });
+        }
+        Ok(())
+    }
+
+    /// A step on files of the host.
+    fn host_step(&mut self, step: Step) {
+        if self.by_caller { self.outside.push(step) } else { self.make.push(step) }
+    }
+
+    /// New attributes for what is already mounted at a path.
+    fn remount(&mut self, target: PathBuf, options: &MountOptions) {
+        let change = |attributes: Attributes, recursive| {
+            (attributes != Attributes::default()).then(|| Step::Remount {
+                target: target.clone(),
+                attributes,
+                recursive,
+            })
+        };
+        self.attach.extend(change(options.attributes, false));
+        self.attach.extend(change(options.recursive_attributes, true));
     }
 
     fn bind(
         &mut self,
         mount: &Mount,
+        linux: &Linux,
         target: PathBuf,
         options: &MountOptions,
         field: &str,
@@ -94,18 +186,38 @@ impl<'a> Mounts<'a> {
         };
         let slot = slots.next()?;
         let recursive = options.bind == Some(true);
-        self.make.push(Step::Bind { slot, source, recursive });
-        self.change(slot, options);
+        let mappings = mappings_of(mount, linux, options, field)?;
+        let bind = Step::Bind { slot, source, recursive };
+        if self.by_caller || mappings.is_some() {
+            self.outside.push(bind);
+            if let Some(mappings) = mappings {
+                let recursive = options.idmap == Some(true);
+                self.outside.push(Step::MapIds { slot, mappings, recursive });
+            }
+            // As IsolateMounts does for what is copied inside: nothing that is mounted below goes to the host.
+            self.outside.push(Step::SetAttributes {
+                slot,
+                attributes: Default::default(),
+                propagation: Some(Propagation::Slave),
+                recursive: true,
+            });
+            self.outside.extend(changes(slot, options));
+        } else {
+            self.make.push(bind);
+            self.make.extend(changes(slot, options));
+        }
         self.attach.push(Step::Attach { slot, target });
         Ok(())
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is one part of the mount")]
     fn filesystem(
         &mut self,
         mount: &Mount,
+        linux: &Linux,
         target: PathBuf,
         options: &MountOptions,
-        devices: &[Device],
+        is_dev: bool,
         field: &str,
         slots: &mut Slots,
     ) -> Result<(), CompileError> {
@@ -114,26 +226,31 @@ impl<'a> Mounts<'a> {
         })?;
         let source = mount.source().as_ref().map_or_else(|| kind.clone(), |s| s.display().to_string());
         let slot = slots.next()?;
-        // A /dev that is to be read-only becomes so once its devices are in it.
-        let attributes =
-            if devices.is_empty() { options.attributes.set } else { options.attributes.set & !RDONLY };
-        self.make.push(Step::Filesystem { slot, kind, source, options: options.data.clone(), attributes });
-        if !devices.is_empty() {
-            self.make.extend(devices.iter().cloned().map(|device| Step::MakeDevice { slot, device }));
-            self.make.extend(links(slot));
-            let directories = ["pts", "shm", "mqueue"];
-            self.make.extend(directories.map(|name| Step::MakeDirectory {
-                slot,
-                name: name.to_owned(),
-                mode: 0o755,
-            }));
+        // A /dev that is to be read-only becomes so once its devices are in it, a copy once it is made.
+        let later = is_dev || options.copy_up;
+        let attributes = options.attributes.set & if later { !RDONLY } else { !0 };
+        if options.copy_up {
+            if kind != "tmpfs" {
+                return Err(unsupported(format!("{field}.options: tmpcopyup"), ": only for tmpfs"));
+            }
+            self.attach.push(Step::CopyUp { slot, path: target.clone() });
             if options.attributes.set & RDONLY != 0 {
-                let attributes = Attributes { set: RDONLY, clear: 0 };
-                self.make.push(Step::SetAttributes { slot, attributes, propagation: None, recursive: false });
+                self.attach.push(Step::SetAttributes {
+                    slot,
+                    attributes: Attributes { set: RDONLY, clear: 0 },
+                    propagation: None,
+                    recursive: false,
+                });
             }
         }
+        let mut data = options.data.clone();
+        let label = linux.mount_label().clone().filter(|label| !label.is_empty());
+        if let Some(label) = label.filter(|_| !["proc", "sysfs"].contains(&kind.as_str())) {
+            data.push(("context".to_owned(), Some(label)));
+        }
+        self.make.push(Step::Filesystem { slot, kind, source, options: data, attributes });
         let rest = MountOptions { attributes: Default::default(), ..options.clone() };
-        self.change(slot, &rest);
+        self.make.extend(changes(slot, &rest));
         self.attach.push(Step::Attach { slot, target });
         Ok(())
     }
@@ -146,9 +263,8 @@ impl<'a> Mounts<'a> {
         field: &str,
         slots: &mut Slots,
     ) -> Result<(), CompileError> {
-        if !self.new_cgroup_namespace {
-            let reason = " without a cgroup namespace of its own: it would show the host's";
-            return Err(unsupported(format!("{field}.type: cgroup"), reason));
+        if !self.namespaces.has(Namespace::Cgroup) {
+            return self.cgroup_by_binds(target, options, field, slots);
         }
         let attributes = options.attributes.set;
         let new = |slot, kind: &str, data, attributes| Step::Filesystem {
@@ -190,17 +306,60 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
-    fn change(&mut self, slot: Slot, options: &MountOptions) {
-        let mut change = |attributes: Attributes, propagation: Option<Propagation>, recursive| {
-            if attributes != Default::default() || propagation.is_some() {
-                self.make.push(Step::SetAttributes { slot, attributes, propagation, recursive });
-            }
+    /// Without a cgroup namespace: the container's own directories in place of the hierarchies.
+    fn cgroup_by_binds(
+        &mut self,
+        target: PathBuf,
+        options: &MountOptions,
+        field: &str,
+        slots: &mut Slots,
+    ) -> Result<(), CompileError> {
+        let cgroup = &self.options.cgroup;
+        let attributes = Attributes { set: options.attributes.set, clear: 0 };
+        let mut bind = |mounts: &mut Self, source: &Path, target: PathBuf| -> Result<(), CompileError> {
+            let slot = slots.next()?;
+            let source = Source { path: source.to_owned(), beneath: None };
+            mounts.host_step(Step::Bind { slot, source, recursive: false });
+            mounts.host_step(Step::SetAttributes { slot, attributes, propagation: None, recursive: false });
+            mounts.attach.push(Step::Attach { slot, target });
+            Ok(())
         };
-        change(options.attributes, None, false);
-        change(options.recursive_attributes, None, true);
-        if let Some((propagation, recursive)) = options.propagation {
-            change(Default::default(), Some(propagation), recursive);
+        let names = match &self.options.cgroup_view {
+            CgroupView::Unified => {
+                let own = cgroup.unified.as_deref().ok_or_else(|| {
+                    unsupported(format!("{field}.type: cgroup"), " without a cgroup of its own")
+                })?;
+                return bind(self, own, target);
+            }
+            CgroupView::Legacy(names) => names,
+        };
+        let own = |name: &str| {
+            cgroup
+                .legacy
+                .iter()
+                .find(|dir| dir.ancestors().any(|above| above.file_name() == Some(name.as_ref())))
+        };
+        let dirs: Vec<(&String, &PathBuf)> =
+            names.iter().filter_map(|name| own(name).map(|dir| (name, dir))).collect();
+        for (name, dir) in &dirs {
+            bind(self, dir, target.join(name))?;
         }
+        let binds = self.attach.split_off(self.attach.len() - dirs.len());
+        let slot = slots.next()?;
+        self.make.push(Step::Filesystem {
+            slot,
+            kind: "tmpfs".to_owned(),
+            source: "cgroup".to_owned(),
+            options: vec![("mode".to_owned(), Some("755".to_owned()))],
+            attributes: options.attributes.set & !RDONLY,
+        });
+        self.attach.push(Step::Attach { slot, target: target.clone() });
+        self.attach.extend(binds);
+        if options.attributes.set & RDONLY != 0 {
+            let attributes = Attributes { set: RDONLY, clear: 0 };
+            self.attach.push(Step::Remount { target, attributes, recursive: false });
+        }
+        Ok(())
     }
 
     fn covers(&mut self, linux: &Linux, slots: &mut Slots) -> Result<(), CompileError> {
@@ -210,7 +369,7 @@ impl<'a> Mounts<'a> {
         let masked = paths(linux.masked_paths());
         if !masked.is_empty() {
             let (null, empty) = (slots.next()?, slots.next()?);
-            self.make.push(Step::OpenNull { slot: null });
+            self.host_step(Step::OpenNull { slot: null });
             self.make.push(Step::Filesystem {
                 slot: empty,
                 kind: "tmpfs".to_owned(),
@@ -231,6 +390,51 @@ impl<'a> Mounts<'a> {
     }
 }
 
+fn changes(slot: Slot, options: &MountOptions) -> Vec<Step> {
+    let change = |attributes: Attributes, propagation: Option<Propagation>, recursive| {
+        let changes = attributes != Default::default() || propagation.is_some();
+        changes.then_some(Step::SetAttributes { slot, attributes, propagation, recursive })
+    };
+    let propagation = options
+        .propagation
+        .and_then(|(propagation, recursive)| change(Default::default(), Some(propagation), recursive));
+    [change(options.attributes, None, false), change(options.recursive_attributes, None, true), propagation]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// How a bind mount's owners are shown, where that is not as they are.
+fn mappings_of(
+    mount: &Mount,
+    linux: &Linux,
+    options: &MountOptions,
+    field: &str,
+) -> Result<Option<Mappings>, CompileError> {
+    let own = (mount.uid_mappings().as_deref(), mount.gid_mappings().as_deref());
+    let container = (linux.uid_mappings().as_deref(), linux.gid_mappings().as_deref());
+    let (uids, gids) = match (own, options.idmap) {
+        ((None, None), None) => return Ok(None),
+        ((None, None), Some(_)) => container,
+        (own, _) => own,
+    };
+    match (uids, gids) {
+        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
+            Ok(Some(Mappings { uids: namespaces::mappings(uids), gids: namespaces::mappings(gids) }))
+        }
+        _ => Err(unsupported(format!("{field}.uidMappings"), " without mappings for both users and groups")),
+    }
+}
+
+/// Mount points that are wanted in nearly every /dev.
+fn directories(slot: Slot) -> impl Iterator<Item = Step> {
+    ["pts", "shm", "mqueue"].into_iter().map(move |name| Step::MakeDirectory {
+        slot,
+        name: name.to_owned(),
+        mode: 0o755,
+    })
+}
+
 fn links(slot: Slot) -> impl Iterator<Item = Step> {
     LINKS.iter().map(move |(name, target)| Step::MakeLink {
         slot,
@@ -239,8 +443,9 @@ fn links(slot: Slot) -> impl Iterator<Item = Step> {
     })
 }
 
-/// The default devices, then the spec's; one of the spec replaces a default of its name.
-fn devices(linux: &Linux) -> Result<Vec<Device>, CompileError> {
+/// Those in /dev (the default ones, then the spec's; one of the spec replaces a default of its name), and those
+/// elsewhere.
+fn devices(linux: &Linux) -> Result<(Vec<Device>, Vec<Device>), CompileError> {
     let default = |(name, major, minor): &(&str, u32, u32)| Device {
         name: (*name).to_owned(),
         kind: DeviceKind::Character,
@@ -251,37 +456,45 @@ fn devices(linux: &Linux) -> Result<Vec<Device>, CompileError> {
         gid: 0,
     };
     let mut devices: Vec<Device> = DEVICES.iter().map(default).collect();
+    let mut elsewhere: Vec<Device> = Vec::new();
     for listed in linux.devices().iter().flatten() {
         let path = clean(listed.path());
-        let field = "linux.devices[].path";
-        let name = path
-            .strip_prefix("/dev")
-            .ok()
-            .and_then(|name| name.to_str())
+        let (list, below) =
+            if path.starts_with("/dev") { (&mut devices, "/dev") } else { (&mut elsewhere, "/") };
+        let name = path.strip_prefix(below).ok().and_then(|name| name.to_str());
+        let name = name
             .filter(|name| !name.is_empty())
-            .ok_or_else(|| invalid(field, listed.path(), "is not below /dev"))?;
-        let kind = match listed.typ() {
-            LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
-            LinuxDeviceType::B => DeviceKind::Block,
-            LinuxDeviceType::P => DeviceKind::Fifo,
-            LinuxDeviceType::A => return Err(invalid("linux.devices[].type", listed.path(), "cannot be a")),
-        };
-        let number = |value: i64| {
-            u32::try_from(value).map_err(|_| invalid("linux.devices[].major", listed.path(), "is no number"))
-        };
-        let device = Device {
-            name: name.to_owned(),
-            kind,
-            major: number(listed.major())?,
-            minor: number(listed.minor())?,
-            mode: listed.file_mode().unwrap_or(0o666) & 0o7777,
-            uid: listed.uid().unwrap_or(0),
-            gid: listed.gid().unwrap_or(0),
-        };
-        devices.retain(|known| known.name != device.name);
-        devices.push(device);
+            .ok_or_else(|| invalid("linux.devices[].path", listed.path(), "names no device"))?;
+        // Always the link to the container's own devpts (OCI: "default devices").
+        if below == "/dev" && name == "ptmx" {
+            continue;
+        }
+        let device = device(listed, name)?;
+        list.retain(|known| known.name != device.name);
+        list.push(device);
     }
-    Ok(devices)
+    Ok((devices, elsewhere))
+}
+
+fn device(listed: &LinuxDevice, name: &str) -> Result<Device, CompileError> {
+    let kind = match listed.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
+        LinuxDeviceType::B => DeviceKind::Block,
+        LinuxDeviceType::P => DeviceKind::Fifo,
+        LinuxDeviceType::A => return Err(invalid("linux.devices[].type", listed.path(), "cannot be a")),
+    };
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| invalid("linux.devices[].major", listed.path(), "is no number"))
+    };
+    Ok(Device {
+        name: name.to_owned(),
+        kind,
+        major: number(listed.major())?,
+        minor: number(listed.minor())?,
+        mode: listed.file_mode().unwrap_or(0o666) & 0o7777,
+        uid: listed.uid().unwrap_or(0),
+        gid: listed.gid().unwrap_or(0),
+    })
 }
 
 /// An absolute path without `.` and `..`, as text: what links there are is decided inside the root later.

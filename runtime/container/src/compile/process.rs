@@ -1,8 +1,11 @@
 //! The process of a container: terminal, limits, user, capabilities, filter, program.
 
-use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{
+    IOPriorityClass, Linux, LinuxCapabilities, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler, Spec,
+};
 
-use crate::plan::{Capabilities, Exec, Identity, Step, WindowSize};
+use crate::plan::{Capabilities, Exec, Identity, Scheduling, Step, WindowSize};
 use crate::seccomp;
 
 use super::{CompileError, Options, unsupported};
@@ -37,6 +40,7 @@ pub(super) fn become_user(
         }
         steps.push(Step::ResourceLimit { resource, soft: limit.soft(), hard: limit.hard() });
     }
+    steps.extend(service(process, spec.linux().as_ref())?);
     let user = process.user();
     steps.push(Step::Umask { mask: user.umask().unwrap_or(0o022) });
 
@@ -68,7 +72,11 @@ fn filter(process: &Process, spec: &Spec, options: &Options) -> Result<Option<St
         }
         None => return Ok(None),
     };
-    Ok(filter.map(|filter| Step::Seccomp { program: filter.program.to_vec(), flags: filter.flags }))
+    Ok(filter.map(|filter| Step::Seccomp {
+        program: filter.program.to_vec(),
+        flags: filter.flags,
+        listener: filter.listener,
+    }))
 }
 
 fn capabilities(listed: Option<&LinuxCapabilities>) -> Result<Capabilities, CompileError> {
@@ -139,18 +147,150 @@ pub(super) fn exec(process: &Process) -> Result<Exec, CompileError> {
     Ok(Exec { args, env })
 }
 
-pub(super) fn refuse_unsupported(process: &Process) -> Result<(), CompileError> {
-    let named = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let fields = [
-        ("process.apparmorProfile", named(process.apparmor_profile())),
-        ("process.selinuxLabel", named(process.selinux_label())),
-        ("process.commandLine", process.command_line().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
-    match fields.into_iter().find(|(_, present)| *present) {
-        Some((field, _)) => Err(unsupported(field, "")),
-        None => Ok(()),
+/// What stands for the program of a container that has none: it can be created, not started.
+pub(super) fn no_program() -> Exec {
+    Exec { args: vec![], env: vec![] }
+}
+
+/// <linux/personality.h>.
+const PER_LINUX32: u64 = 8;
+
+/// Steps for security labels, and for the ways the process is run that need rights it is about to give up.
+pub(super) fn labels(process: &Process, linux: &Linux) -> Vec<Step> {
+    let label = |file: &str, value: String| Step::Label { file: file.to_owned(), value };
+    let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let mut steps = Vec::new();
+    steps.extend(
+        given(process.apparmor_profile()).map(|profile| label("apparmor/exec", format!("exec {profile}"))),
+    );
+    steps.extend(given(process.selinux_label()).map(|value| label("exec", value)));
+    steps.extend(linux.personality().as_ref().map(|personality| Step::Personality {
+        persona: match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => 0,
+            LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+        },
+    }));
+    steps
+}
+
+/// Scheduling, io priority and where memory comes from.
+fn service(process: &Process, linux: Option<&Linux>) -> Result<Vec<Step>, CompileError> {
+    let mut steps = Vec::new();
+    if let Some(scheduler) = process.scheduler() {
+        steps.push(Step::Scheduler { scheduling: scheduling(scheduler)? });
     }
+    if let Some(io) = process.io_priority() {
+        let class = match io.class() {
+            IOPriorityClass::IoprioClassRt => 1,
+            IOPriorityClass::IoprioClassBe => 2,
+            IOPriorityClass::IoprioClassIdle => 3,
+        };
+        let level = u32::try_from(io.priority()).ok().filter(|level| *level <= 7);
+        let level = level.ok_or_else(|| CompileError::Invalid {
+            field: "process.ioPriority.priority".to_owned(),
+            value: io.priority().to_string(),
+            problem: "is not from 0 to 7",
+        })?;
+        steps.push(Step::IoPriority { class, level });
+    }
+    if let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) {
+        steps.push(memory_policy(policy)?);
+    }
+    Ok(steps)
+}
+
+fn scheduling(scheduler: &Scheduler) -> Result<Scheduling, CompileError> {
+    let policy = match scheduler.policy() {
+        LinuxSchedulerPolicy::SchedOther => libc::SCHED_OTHER,
+        LinuxSchedulerPolicy::SchedFifo => libc::SCHED_FIFO,
+        LinuxSchedulerPolicy::SchedRr => libc::SCHED_RR,
+        LinuxSchedulerPolicy::SchedBatch => libc::SCHED_BATCH,
+        LinuxSchedulerPolicy::SchedIso => {
+            return Err(unsupported("process.scheduler.policy: SCHED_ISO", ": Linux reserves it, unused"));
+        }
+        LinuxSchedulerPolicy::SchedIdle => libc::SCHED_IDLE,
+        LinuxSchedulerPolicy::SchedDeadline => libc::SCHED_DEADLINE,
+    };
+    // SCHED_FLAG_* of <linux/sched.h>.
+    let flags = scheduler.flags().iter().flatten().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+                LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+                LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+                LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+                LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+                LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+                LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
+            }
+    });
+    let priority = scheduler.priority().unwrap_or(0);
+    Ok(Scheduling {
+        policy: policy as u32,
+        flags,
+        nice: scheduler.nice().unwrap_or(0),
+        priority: u32::try_from(priority).map_err(|_| CompileError::Invalid {
+            field: "process.scheduler.priority".to_owned(),
+            value: priority.to_string(),
+            problem: "is below zero",
+        })?,
+        runtime_ns: scheduler.runtime().unwrap_or(0),
+        deadline_ns: scheduler.deadline().unwrap_or(0),
+        period_ns: scheduler.period().unwrap_or(0),
+    })
+}
+
+fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Step, CompileError> {
+    // MPOL_* of <linux/mempolicy.h>.
+    let mode: u32 = match policy.mode() {
+        MemoryPolicyModeType::MpolDefault => 0,
+        MemoryPolicyModeType::MpolPreferred => 1,
+        MemoryPolicyModeType::MpolBind => 2,
+        MemoryPolicyModeType::MpolInterleave => 3,
+        MemoryPolicyModeType::MpolLocal => 4,
+        MemoryPolicyModeType::MpolPreferredMany => 5,
+        MemoryPolicyModeType::MpolWeightedInterleave => 6,
+    };
+    let flags = policy.flags().iter().flatten().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+                MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
+                MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
+            }
+    });
+    let listed = policy.nodes().as_deref().unwrap_or_default();
+    let nodes = if listed.is_empty() { vec![] } else { numbers(listed, "linux.memoryPolicy.nodes")? };
+    let words = nodes.iter().max().map_or(0, |last| *last as usize / 64 + 1);
+    let mut bits = vec![0u64; words];
+    for node in nodes {
+        bits[node as usize / 64] |= 1 << (node % 64);
+    }
+    Ok(Step::MemoryPolicy { mode: mode | flags, nodes: bits })
+}
+
+/// A list of processors: `0-3,7`.
+pub(super) fn cpus(list: &str) -> Result<Vec<u32>, CompileError> {
+    numbers(list, "process.execCPUAffinity")
+}
+
+/// The highest number in a list of processors or nodes (CPU_SETSIZE, MAX_NUMNODES).
+const LIST_MAX: u32 = 1023;
+
+fn numbers(list: &str, field: &str) -> Result<Vec<u32>, CompileError> {
+    let invalid = || CompileError::Invalid {
+        field: field.to_owned(),
+        value: list.to_owned(),
+        problem: "is not a list such as 0-3,7",
+    };
+    let number =
+        |text: &str| text.trim().parse().ok().filter(|number: &u32| *number <= LIST_MAX).ok_or_else(invalid);
+    let mut numbers = Vec::new();
+    for part in list.split(',') {
+        match part.split_once('-') {
+            Some((first, last)) => numbers.extend(number(first)?..=number(last)?),
+            None => numbers.push(number(part)?),
+        }
+    }
+    Ok(numbers)
 }

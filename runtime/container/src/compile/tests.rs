@@ -145,11 +145,6 @@ fn refused_table() {
             "linux.namespaces: \"mount, pid, pid\" names a namespace twice",
         ),
         (
-            "the host's cgroups",
-            |s, _| only(s, &[LinuxNamespaceType::Mount]),
-            "mounts[5].type: cgroup is not supported without a cgroup namespace of its own: it would show the host's",
-        ),
-        (
             "a mount over the root",
             |s, _| {
                 s.mounts_mut().as_mut().expect("given")[0].set_destination("/x/..".into());

@@ -5,7 +5,9 @@
 //! launch ── clone3 ───────────────────────▶ steps …
 //!        ◀── Notice (left out here) ──────
 //!        ◀── Terminal + master ───────────
+//!        ◀── Mappings, Hooks ──── go ─────▶
 //!        ◀── Ready ─── (hold) ── go ──────▶
+//!                                          (gate) ◀── go ── whoever connects
 //!        ◀── Executing, then end of file ─  execve
 //!        ◀── Failed { step, errno } ──────  _exit
 //! ```
@@ -13,23 +15,29 @@
 //! The control socket is close-on-exec: its end after `Executing` is the proof that the program runs. An
 //! end without either word means that the child died in between.
 
+mod birth;
+mod copy;
+mod gate;
 mod mounts;
 mod process;
 mod program;
 mod user;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use pith_sys::process::{Child, namespaces};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Failure, FailureKind, Namespace, Plan, Slot, Step};
+use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage, Step};
 use crate::supervisor::wire;
 
+pub use birth::{launch, prepare, write_mappings};
+
 /// A process to start.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
     pub plan: &'a Plan,
     pub stdio: [BorrowedFd<'a>; 3],
@@ -39,7 +47,46 @@ pub struct Launch<'a> {
     pub target: Option<BorrowedFd<'a>>,
     /// The process whose pid namespace the new one is born in, as a pidfd; else the caller's.
     pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// What [`prepare`] made of the plan's outside steps.
+    pub prepared: &'a [(Slot, OwnedFd)],
+    /// The program finds these as descriptors from 3 on.
+    pub preserved: &'a [BorrowedFd<'a>],
+    /// Once held and let go, the process no longer dies with its supervisor.
+    pub outlive: bool,
+    /// Where it then waits to be started.
+    pub gate: Option<Gate<'a>>,
+    /// Report the time that each step took.
+    pub trace: bool,
     pub then: Then,
+}
+
+/// A listening SOCK_SEQPACKET socket: who connects to it and sends the container's state starts the program, and
+/// hears what became of it on that connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate<'a> {
+    pub socket: BorrowedFd<'a>,
+    /// Run inside the container just before the program.
+    pub hooks: &'a [Hook],
+}
+
+impl<'a> Launch<'a> {
+    /// Carries out the plan and executes its program, without any of the extras.
+    #[must_use]
+    pub fn new(plan: &'a Plan, stdio: [BorrowedFd<'a>; 3]) -> Launch<'a> {
+        Launch {
+            plan,
+            stdio,
+            hold: false,
+            target: None,
+            pid_namespace: None,
+            prepared: &[],
+            preserved: &[],
+            outlive: false,
+            gate: None,
+            trace: false,
+            then: Then::Execute,
+        }
+    }
 }
 
 /// What follows the steps.
@@ -65,57 +112,33 @@ pub enum Report {
     Notice(String),
     /// With the terminal's master.
     Terminal,
+    /// Waits until the identity maps have been written.
+    Mappings,
+    /// Waits until the supervisor has run its hooks of this stage, or has said what the state is for those that are
+    /// run inside.
+    Hooks(Stage),
+    /// With the descriptor that announces the calls which a seccomp filter leaves to somebody else.
+    Listener,
+    /// A step of the plan, by its index, has been carried out.
+    Step {
+        index: usize,
+        nanoseconds: u64,
+    },
     /// All steps are done; waits for `go`.
     Ready,
     Executing,
     Failed(Failure),
 }
 
-/// Forks the process of a plan. The caller must have one thread.
-pub fn launch(launch: &Launch<'_>) -> Result<Launched, Failure> {
-    let failed = |operation: &str| {
-        let step = operation.to_owned();
-        move |errno: Errno| Failure {
-            kind: FailureKind::Setup,
-            message: format!("{step}: {errno}"),
-            step,
-            errno: errno.raw_os_error(),
-        }
-    };
-    let cgroup = match &launch.plan.cgroup {
-        Some(dir) => Some(
-            rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(failed(&format!("open cgroup {}", dir.display())))?,
-        ),
-        None => None,
-    };
-    let (control, theirs) = pith_sys::message::pair().map_err(failed("socketpair"))?;
-    let flags = launch.plan.namespaces.iter().map(|namespace| flag(*namespace)).sum();
-    let fork = || {
-        let body = || run(launch, theirs.as_fd());
-        pith_sys::process::fork(flags, cgroup.as_ref().map(AsFd::as_fd), body).map_err(failed("clone3"))
-    };
-    let child = match launch.pid_namespace {
-        Some(target) => inside_pid_namespace(target, fork).map_err(failed("setns pid"))??,
-        None => fork()?,
-    };
-    Ok(Launched { child, control })
-}
-
-/// Runs `fork` while children are born into the pid namespace of `target`: it is the one namespace that
-/// setns(2) changes for children only, so the caller has to lend itself to it.
-fn inside_pid_namespace<T>(target: BorrowedFd<'_>, fork: impl FnOnce() -> T) -> Result<T, Errno> {
-    let own = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    pith_sys::process::setns(target, namespaces::PID)?;
-    let forked = fork();
-    pith_sys::process::setns(own.as_fd(), namespaces::PID)?;
-    Ok(forked)
-}
-
 impl Launched {
     /// Lets a held process execute its program.
     pub fn go(&self) -> Result<(), Errno> {
-        pith_sys::message::send(self.control.as_fd(), b"go", &[], false)
+        self.answer(b"go")
+    }
+
+    /// Lets a process that waits go on, with a text that it needs for that.
+    pub fn answer(&self, text: &[u8]) -> Result<(), Errno> {
+        pith_sys::message::send(self.control.as_fd(), text, &[], false)
     }
 }
 
@@ -148,13 +171,29 @@ pub fn flag(namespace: Namespace) -> u64 {
 /// Everything the child does. Returns its exit code if it could not execute the program.
 fn run(launch: &Launch<'_>, control: BorrowedFd<'_>) -> i32 {
     pith_sys::process::reset_signals();
-    let keep: Vec<BorrowedFd<'_>> = launch.stdio.into_iter().chain([control]).chain(launch.target).collect();
+    let gate = launch.gate.map(|gate| gate.socket);
+    let keep: Vec<BorrowedFd<'_>> = (launch.stdio.into_iter())
+        .chain(launch.preserved.iter().copied())
+        .chain([control])
+        .chain(launch.target)
+        .chain(gate)
+        .chain(launch.prepared.iter().map(|(_, fd)| fd.as_fd()))
+        .collect();
     let Ok(kept) = pith_sys::descriptor::keep_only(&keep) else { return 1 };
     let mut kept = kept.into_iter();
+    let preserved = kept.by_ref().take(launch.preserved.len()).collect();
     let Some(control) = kept.next() else { return 1 };
-    let mut executor =
-        Executor { control, target: kept.next(), root: None, slots: Vec::new(), identity: None };
-    let failure = match executor.carry_out(launch) {
+    let mut executor = Executor {
+        control,
+        target: launch.target.and_then(|_| kept.next()),
+        gate: gate.and_then(|_| kept.next()),
+        preserved,
+        root: None,
+        slots: Vec::new(),
+        identity: None,
+    };
+    let prepared = launch.prepared.iter().map(|(slot, _)| *slot).zip(kept);
+    let failure = match executor.carry_out(launch, prepared) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -166,7 +205,10 @@ fn run(launch: &Launch<'_>, control: BorrowedFd<'_>) -> i32 {
 struct Executor {
     control: OwnedFd,
     target: Option<OwnedFd>,
-    /// `/` of the container, once it has been entered.
+    gate: Option<OwnedFd>,
+    /// For the program, from 3 on.
+    preserved: Vec<OwnedFd>,
+    /// The container's root, once it has been placed.
     root: Option<OwnedFd>,
     slots: Vec<Option<Placed>>,
     /// Who the process has become.
@@ -208,16 +250,35 @@ impl<T> About<T> for Result<T, Errno> {
 }
 
 impl Executor {
-    fn carry_out(&mut self, launch: &Launch<'_>) -> Result<std::convert::Infallible, Failure> {
-        for step in &launch.plan.steps {
+    fn carry_out(
+        &mut self,
+        launch: &Launch<'_>,
+        prepared: impl Iterator<Item = (Slot, OwnedFd)>,
+    ) -> Result<std::convert::Infallible, Failure> {
+        for (slot, fd) in prepared {
+            self.put(slot, fd).map_err(|error| failure("inherit mounts", error))?;
+        }
+        for (index, step) in launch.plan.steps.iter().enumerate() {
+            let start = Instant::now();
             self.step(step).map_err(|error| failure(&step.to_string(), error))?;
+            if launch.trace {
+                let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.report(&Report::Step { index, nanoseconds }, &[]);
+            }
         }
         if launch.hold {
-            self.report(&Report::Ready, &[]);
-            // The end of the supervisor is the end of the wait as well: nobody is left to run for.
-            if !matches!(pith_sys::message::receive(self.control.as_fd(), 16, true), Ok(Some(_))) {
-                pith_sys::process::exit_now(1);
+            if matches!(launch.then, Then::Execute) && launch.gate.is_some() {
+                // Whoever creates a container hears then, not at its start, that there is no such program.
+                self.look_up(&launch.plan.exec)?;
             }
+            self.report(&Report::Ready, &[]);
+            self.wait_for_word();
+        }
+        if launch.outlive {
+            let _ = rustix::process::set_parent_process_death_signal(None);
+        }
+        if let Some(gate) = launch.gate {
+            self.wait_at_gate(gate.hooks)?;
         }
         match launch.then {
             Then::Execute => self.execute(&launch.plan.exec),
@@ -235,6 +296,23 @@ impl Executor {
             Step::JoinNamespace { namespace, path } => process::join_namespace(*namespace, path),
             Step::JoinTarget { namespaces } => self.join_target(namespaces),
             Step::NewCgroupNamespace => Ok(pith_sys::process::unshare(namespaces::CGROUP)?),
+            Step::AwaitMappings => {
+                self.report(&Report::Mappings, &[]);
+                self.wait_for_word();
+                Ok(())
+            }
+            Step::NamespaceRoot => process::namespace_root(),
+            Step::SessionKeyring { name } => self.session_keyring(name),
+            Step::AwaitHooks { stage } => {
+                self.report(&Report::Hooks(*stage), &[]);
+                self.wait_for_word();
+                Ok(())
+            }
+            Step::RunHooks { stage, hooks } => {
+                self.report(&Report::Hooks(*stage), &[]);
+                let state = self.wait_for_word();
+                gate::run_hooks(*stage, hooks, &state)
+            }
             Step::Undumpable => {
                 Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
             }
@@ -249,6 +327,10 @@ impl Executor {
                 self.put(*slot, mounts::overlay(lower, upper, at)?)
             }
             Step::Bind { slot, source, recursive } => self.put(*slot, mounts::bind(source, *recursive)?),
+            Step::BindDevice { slot, device } => self.put(*slot, mounts::host_device(device)?),
+            Step::MapIds { slot, mappings, recursive } => {
+                birth::map_ids(self.get(*slot)?.as_fd(), mappings, *recursive)
+            }
             Step::SetAttributes { slot, attributes, propagation, recursive } => {
                 mounts::set_attributes(self.get(*slot)?.as_fd(), *attributes, *propagation, *recursive)
             }
@@ -264,24 +346,38 @@ impl Executor {
             Step::MakeLink { slot, name, target } => {
                 mounts::make_link(self.get(*slot)?.as_fd(), name, target)
             }
-            Step::PlaceRoot { slot, at } => mounts::place_root(self.get(*slot)?.as_fd(), at),
-            Step::EnterRoot { at } => {
-                self.root = Some(mounts::enter_root(at)?);
+            Step::PlaceRoot { slot, at } => self.place_root(*slot, at),
+            Step::EnterRoot { how } => {
+                self.root = Some(mounts::enter_root(self.root()?, *how)?);
                 Ok(())
+            }
+            Step::ChangeRoot { at } => {
+                self.root = Some(mounts::change_root(at)?);
+                Ok(())
+            }
+            Step::CopyUp { slot, path } => self.copy_up(*slot, path),
+            Step::Remount { target, attributes, recursive } => {
+                mounts::remount(self.root()?, target, *attributes, *recursive)
             }
             Step::Attach { slot, target } => self.attach(*slot, target),
             Step::Mask { paths, null, empty } => self.mask(paths, *null, *empty),
             Step::ReadOnly { paths } => mounts::read_only(self.root()?, paths),
             Step::Sysctl { key, value } => mounts::sysctl(self.root()?, key, value),
             Step::ReadOnlyRoot => mounts::read_only_root(self.root()?),
-            Step::RootPropagation { propagation } => {
-                mounts::set_attributes(self.root()?, Default::default(), Some(*propagation), false)
+            Step::RootPropagation { propagation, recursive } => {
+                mounts::set_attributes(self.root()?, Default::default(), Some(*propagation), *recursive)
             }
             Step::Hostname { name } => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Domainname { name } => Ok(rustix::system::setdomainname(name.as_bytes())?),
             Step::NewSession => Ok(rustix::process::setsid().map(|_| ())?),
             Step::Terminal { size, console } => self.terminal(*size, *console),
             Step::ResourceLimit { resource, soft, hard } => self.resource_limit(resource, *soft, *hard),
+            Step::Personality { persona } => Ok(pith_sys::attributes::set_personality(*persona)?),
+            Step::Scheduler { scheduling } => process::schedule(*scheduling),
+            Step::IoPriority { class, level } => Ok(pith_sys::attributes::set_io_priority(*class, *level)?),
+            Step::CpuAffinity { cpus } => process::cpu_affinity(cpus),
+            Step::MemoryPolicy { mode, nodes } => Ok(pith_sys::attributes::set_memory_policy(*mode, nodes)?),
+            Step::Label { file, value } => process::label(self.root()?, file, value),
             Step::WorkingDirectory { path } => process::working_directory(self.root()?, path),
             Step::Umask { mask } => {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
@@ -289,7 +385,14 @@ impl Executor {
             }
             Step::Become { identity, capabilities } => self.become_user(identity, *capabilities),
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Seccomp { program, flags } => Ok(pith_sys::seccomp::load(program, *flags)?),
+            Step::Seccomp { program, flags, listener: false } => {
+                Ok(pith_sys::seccomp::load(program, *flags)?)
+            }
+            Step::Seccomp { program, flags, listener: true } => {
+                let listener = pith_sys::seccomp::load_with_listener(program, *flags)?;
+                self.report(&Report::Listener, &[listener.as_fd()]);
+                Ok(())
+            }
         }
     }
 

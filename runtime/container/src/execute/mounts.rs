@@ -10,12 +10,12 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::plan::{Attributes, Device, DeviceKind, Propagation, Slot, Source};
+use crate::plan::{Attributes, Device, DeviceKind, Enter, Propagation, Slot, Source};
 
 use super::{About, Executor, StepResult};
 
 /// PROC_SUPER_MAGIC of <linux/magic.h>.
-const PROC_MAGIC: u64 = 0x9fa0;
+pub(super) const PROC_MAGIC: u64 = 0x9fa0;
 /// fsconfig(2) takes strings of up to 255 bytes.
 const FSCONFIG_STRING_MAX: usize = 255;
 /// Symbolic links followed in one path, as in the kernel (MAXSYMLINKS).
@@ -157,11 +157,7 @@ pub(super) fn make_directory(dir: BorrowedFd<'_>, name: &str, mode: u32) -> Step
 }
 
 pub(super) fn make_device(dir: BorrowedFd<'_>, device: &Device) -> StepResult {
-    let kind = match device.kind {
-        DeviceKind::Character => FileType::CharacterDevice,
-        DeviceKind::Block => FileType::BlockDevice,
-        DeviceKind::Fifo => FileType::Fifo,
-    };
+    let kind = file_type(device.kind);
     let (parent, name) = parent_of(dir, Path::new(&device.name))?;
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
     let number = rustix::fs::makedev(device.major, device.minor);
@@ -171,10 +167,7 @@ pub(super) fn make_device(dir: BorrowedFd<'_>, device: &Device) -> StepResult {
         result => result?,
     }
     let node = open_beneath(parent, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW)?;
-    let stat = rustix::fs::fstat(&node)?;
-    if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != number) {
-        return Err(Errno::EXIST).about(|| format!("{} exists and is something else", device.name));
-    }
+    check_device(&node, device)?;
     // The umask may have taken bits away.
     rustix::fs::chmodat(parent, name, Mode::from_raw_mode(device.mode), AtFlags::empty())?;
     if (device.uid, device.gid) != (0, 0) {
@@ -201,19 +194,71 @@ pub(super) fn make_link(dir: BorrowedFd<'_>, name: &str, target: &str) -> StepRe
     }
 }
 
-pub(super) fn place_root(mount: BorrowedFd<'_>, at: &Path) -> StepResult {
-    Ok(rustix::mount::move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+/// Makes the placed root `/` of this process and of its mount namespace.
+pub(super) fn enter_root(placed: BorrowedFd<'_>, how: Enter) -> StepResult<OwnedFd> {
+    rustix::process::fchdir(placed)?;
+    match how {
+        Enter::Pivot => {
+            // The old root comes to lie on top of the new one, where it is unmounted (pivot_root(2), NOTES).
+            rustix::process::pivot_root(".", ".").about(|| "pivot_root".to_owned())?;
+            rustix::mount::unmount(".", UnmountFlags::DETACH).about(|| "umount2".to_owned())?;
+        }
+        Enter::Move => {
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(placed, "", CWD, "/", flags).about(|| "move_mount".to_owned())?;
+            rustix::process::chroot(".").about(|| "chroot".to_owned())?;
+        }
+    }
+    open_root()
 }
 
-pub(super) fn enter_root(at: &Path) -> StepResult<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(at, flags, Mode::empty())?;
-    rustix::process::fchdir(&root)?;
-    // The old root comes to lie on top of the new one, where it is unmounted (pivot_root(2), NOTES).
-    rustix::process::pivot_root(".", ".").about(|| "pivot_root".to_owned())?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).about(|| "umount2".to_owned())?;
+pub(super) fn change_root(at: &Path) -> StepResult<OwnedFd> {
+    rustix::process::chdir(at)?;
+    rustix::process::chroot(".")?;
+    open_root()
+}
+
+fn open_root() -> StepResult<OwnedFd> {
     rustix::process::chdir("/")?;
-    Ok(rustix::fs::open("/", flags, Mode::empty())?)
+    Ok(rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+pub(super) fn remount(
+    root: BorrowedFd<'_>,
+    target: &Path,
+    attributes: Attributes,
+    recursive: bool,
+) -> StepResult {
+    let mount = open_in_root(root, target, OFlags::PATH)?;
+    set_attributes(mount.as_fd(), attributes, None, recursive)
+}
+
+/// A mount of one of the host's device nodes, which must be the one that is wanted.
+pub(super) fn host_device(device: &Device) -> StepResult<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let path = Path::new("/dev").join(&device.name);
+    let node = rustix::fs::open(&path, flags, Mode::empty())?;
+    check_device(&node, device)?;
+    Ok(rustix::mount::open_tree(&node, "", tree_flags(false) | OpenTreeFlags::AT_EMPTY_PATH)?)
+}
+
+fn check_device(node: &OwnedFd, device: &Device) -> StepResult {
+    let kind = file_type(device.kind);
+    let stat = rustix::fs::fstat(node)?;
+    let same = FileType::from_raw_mode(stat.st_mode) == kind
+        && (kind == FileType::Fifo || stat.st_rdev == rustix::fs::makedev(device.major, device.minor));
+    if same {
+        return Ok(());
+    }
+    Err(Errno::EXIST).about(|| format!("{} exists and is something else", device.name))
+}
+
+fn file_type(kind: DeviceKind) -> FileType {
+    match kind {
+        DeviceKind::Character => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    }
 }
 
 /// Opens `path` inside `root`; what is missing of it is made: directories, and last a file unless `is_dir`.
@@ -305,6 +350,15 @@ fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
 }
 
 impl Executor {
+    /// Attaches the root; from here on paths are resolved inside of it.
+    pub(super) fn place_root(&mut self, slot: Slot, at: &Path) -> StepResult {
+        let mount = self.get(slot)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(mount, "", CWD, at, flags)?;
+        self.root = Some(rustix::io::fcntl_dupfd_cloexec(mount, 0)?);
+        Ok(())
+    }
+
     pub(super) fn attach(&mut self, slot: Slot, target: &Path) -> StepResult {
         let is_dir = is_directory(self.get(slot)?)?;
         let target = make_path(self.root()?, target, is_dir).map_err(|mut error| {

@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use crate::plan::{Capabilities, FailureKind, Identity, Namespace, WindowSize};
+use crate::plan::{Capabilities, FailureKind, Identity, Namespace, Scheduling, WindowSize};
 
 use super::{About, Executor, Report, StepError, StepResult, flag, mounts, user};
 
@@ -47,7 +47,70 @@ pub(super) fn working_directory(root: BorrowedFd<'_>, path: &Path) -> StepResult
     Ok(())
 }
 
+/// Becomes root of a user namespace whose maps have been written.
+pub(super) fn namespace_root() -> StepResult {
+    match rustix::thread::set_thread_groups(&[]) {
+        // A map of one's own group alone comes with setgroups(2) denied.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno).about(|| "setgroups".to_owned()),
+    }
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).about(|| "setresgid".to_owned())?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).about(|| "setresuid".to_owned())
+}
+
+pub(super) fn schedule(wanted: Scheduling) -> StepResult {
+    let mut scheduling = pith_sys::attributes::Scheduling::default();
+    scheduling.policy = wanted.policy;
+    scheduling.flags = wanted.flags;
+    scheduling.nice = wanted.nice;
+    scheduling.priority = wanted.priority;
+    scheduling.runtime_ns = wanted.runtime_ns;
+    scheduling.deadline_ns = wanted.deadline_ns;
+    scheduling.period_ns = wanted.period_ns;
+    Ok(pith_sys::attributes::set_scheduling(scheduling)?)
+}
+
+pub(super) fn cpu_affinity(cpus: &[u32]) -> StepResult {
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus {
+        let cpu = usize::try_from(*cpu).ok().filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU);
+        set.set(cpu.ok_or(Errno::INVAL)?);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Asks a security module for a label, through a file that is verified to be procfs's (CVE-2019-16884,
+/// CVE-2025-52881: a false /proc takes the word and does nothing).
+pub(super) fn label(root: BorrowedFd<'_>, file: &str, value: &str) -> StepResult {
+    let proc = open_in_root(root, Path::new("proc"), OFlags::PATH | OFlags::DIRECTORY)?;
+    let path = format!("thread-self/attr/{file}");
+    // thread-self is one of procfs's links, which lead nowhere else once the directory is verified.
+    if rustix::fs::fstatfs(&proc)?.f_type as u64 != mounts::PROC_MAGIC {
+        return Err(Errno::XDEV).about(|| "/proc is not a procfs".to_owned());
+    }
+    let file = open_in_root(proc.as_fd(), Path::new(&path), OFlags::WRONLY)?;
+    if rustix::fs::fstatfs(&file)?.f_type as u64 != mounts::PROC_MAGIC {
+        return Err(Errno::XDEV).about(|| "/proc/thread-self is covered".to_owned());
+    }
+    rustix::io::write(&file, value.as_bytes())?;
+    Ok(())
+}
+
 impl Executor {
+    /// Kernels without keyrings, and namespaces that may not make one, have nothing to leak either.
+    pub(super) fn session_keyring(&self, name: &str) -> StepResult {
+        let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+        match pith_sys::attributes::new_session_keyring(&name) {
+            Ok(()) | Err(Errno::NOSYS) => Ok(()),
+            Err(errno @ (Errno::PERM | Errno::DQUOT | Errno::ACCESS)) => {
+                self.notice(format!("no session keyring of its own: {errno}"));
+                Ok(())
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     pub(super) fn join_target(&self, namespaces: &[Namespace]) -> StepResult {
         let target = self.target.as_ref().ok_or(Errno::SRCH)?;
         let flags = namespaces.iter().map(|namespace| flag(*namespace)).sum();

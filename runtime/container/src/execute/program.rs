@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 
 use crate::plan::{Exec, Failure, FailureKind};
 
@@ -15,6 +15,15 @@ use super::{Executor, Report};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Executor {
+    /// Whether there is such a program.
+    pub(super) fn look_up(&self, exec: &Exec) -> Result<(), Failure> {
+        match exec.args.first() {
+            Some(name) => find(name, &exec.env).map(drop),
+            // A container without a process: there is nothing to look up, and its start is refused.
+            None => Ok(()),
+        }
+    }
+
     /// Becomes the program; returns only why not.
     pub(super) fn execute(&mut self, exec: &Exec) -> Result<Infallible, Failure> {
         let name = exec.args.first().map_or("", String::as_str);
@@ -34,7 +43,11 @@ impl Executor {
         let program = CString::new(path.as_str()).map_err(|_| bad(name, Errno::INVAL))?;
         self.report(&Report::Executing, &[]);
         // From here on nothing of the host is open but the control socket, which execve closes.
-        pith_sys::descriptor::close_all_but(3, self.control.as_fd()).map_err(|errno| bad(name, errno))?;
+        for fd in &self.preserved {
+            rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| bad(name, errno))?;
+        }
+        let first = 3 + u32::try_from(self.preserved.len()).unwrap_or(0);
+        pith_sys::descriptor::close_all_but(first, self.control.as_fd()).map_err(|errno| bad(name, errno))?;
         let errno = pith_sys::process::execve(&program, &args, &env);
         let kind = if errno == Errno::NOENT { FailureKind::NotFound } else { FailureKind::NotExecutable };
         Err(failed(kind, errno, format!("exec {path}: {}", words(errno))))

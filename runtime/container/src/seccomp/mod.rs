@@ -24,6 +24,7 @@ const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_KILL_THREAD: u32 = 0;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
@@ -43,8 +44,12 @@ pub enum SeccompError {
     Argument { syscall: String, index: usize },
     #[error("linux.seccomp: the filter has {length} instructions, the kernel takes {MAX_INSTRUCTIONS}")]
     TooLong { length: usize },
-    #[error("linux.seccomp.listenerPath is not supported")]
+    #[error(
+        "linux.seccomp: an action SCMP_ACT_NOTIFY needs a listenerPath, and a listenerPath such an action"
+    )]
     Listener,
+    #[error("linux.seccomp: SCMP_ACT_NOTIFY for sendmsg, by which the listener itself is handed over")]
+    NotifySendmsg,
 }
 
 /// A program ready to be loaded; see [`pith_sys::seccomp::load`] for the words.
@@ -53,6 +58,8 @@ pub struct Filter {
     pub program: Arc<[u64]>,
     /// SECCOMP_FILTER_FLAG_*.
     pub flags: u32,
+    /// It leaves calls to somebody else (SECCOMP_RET_USER_NOTIF).
+    pub listener: bool,
 }
 
 /// What one profile entry says about some system calls.
@@ -76,16 +83,13 @@ pub fn default_filter(bounding: u64) -> Option<Filter> {
     let architectures = Architecture::native().with_compatible();
     let program = build(&entries, fallback, &architectures)
         .expect("the default profile names no missing argument and is far from the kernel's limit");
-    let filter = Filter { program: program.into(), flags: FLAG_SPEC_ALLOW };
+    let filter = Filter { program: program.into(), flags: FLAG_SPEC_ALLOW, listener: false };
     cache.insert(relevant, filter.clone());
     Some(filter)
 }
 
 /// Compiles a profile of an OCI spec; `None` where it allows everything.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, SeccompError> {
-    if profile.listener_path().is_some() {
-        return Err(SeccompError::Listener);
-    }
     let fallback = action(profile.default_action(), profile.default_errno_ret())?;
     let mut entries = Vec::new();
     for syscall in profile.syscalls().iter().flatten() {
@@ -95,6 +99,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, SeccompError> {
             entries.push(Entry { names: names.clone(), conditions, action: verdict });
         }
     }
+    let listener = notifies(profile, &entries, fallback)?;
     if entries.is_empty() && fallback == RET_ALLOW {
         return Ok(None);
     }
@@ -105,7 +110,30 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, SeccompError> {
     architectures.sort_unstable();
     architectures.dedup();
     let program = build(&entries, fallback, &architectures)?;
-    Ok(Some(Filter { program: program.into(), flags: flags(profile) }))
+    let mut flags = flags(profile);
+    if listener {
+        // One thread needs no synchronisation, and the kernel refuses it together with a listener.
+        flags &= !FLAG_TSYNC;
+    }
+    Ok(Some(Filter { program: program.into(), flags, listener }))
+}
+
+/// Whether some call is left to a listener; the profile must then say where that is, and the call by which the
+/// listener's descriptor leaves the process must not be among them.
+fn notifies(profile: &LinuxSeccomp, entries: &[Entry<'_>], fallback: u32) -> Result<bool, SeccompError> {
+    if fallback == RET_USER_NOTIF {
+        return Err(SeccompError::Action { action: "SCMP_ACT_NOTIFY as the default".to_owned() });
+    }
+    let mut notifying = entries.iter().filter(|entry| entry.action == RET_USER_NOTIF).peekable();
+    let notifies = notifying.peek().is_some();
+    let path = profile.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+    if notifies != path {
+        return Err(SeccompError::Listener);
+    }
+    if notifying.any(|entry| entry.names.contains(&"sendmsg")) {
+        return Err(SeccompError::NotifySendmsg);
+    }
+    Ok(notifies)
 }
 
 fn flags(profile: &LinuxSeccomp) -> u32 {
@@ -133,9 +161,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Seccomp
         LinuxSeccompAction::ScmpActTrace => RET_TRACE | errno,
         LinuxSeccompAction::ScmpActLog => RET_LOG,
         LinuxSeccompAction::ScmpActAllow => RET_ALLOW,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(SeccompError::Action { action: action.to_string() });
-        }
+        LinuxSeccompAction::ScmpActNotify => RET_USER_NOTIF,
     })
 }
 

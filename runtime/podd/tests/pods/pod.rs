@@ -208,6 +208,10 @@ impl Pod {
         let mut spec = self.oci(args);
         let mut options = self.options(id);
         let empty = Plan {
+            outside: vec![],
+            born_in: vec![],
+            clocks: vec![],
+            mappings: None,
             namespaces: vec![],
             cgroup: None,
             steps: vec![],

@@ -1,0 +1,72 @@
+//! Waiting: for the supervisor's word, and for whoever starts the container; and the hooks in between.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::hooks;
+use crate::plan::{Failure, FailureKind, Hook, Stage};
+
+use super::{Executor, StepError, StepResult};
+
+/// Largest state that hooks are given, in bytes: annotations are the part that grows.
+const STATE_MAX: usize = 128 * 1024;
+
+impl Executor {
+    /// What the supervisor says. Its end is the end of the wait as well: nobody is left to run for.
+    pub(super) fn wait_for_word(&self) -> Vec<u8> {
+        match pith_sys::message::receive(self.control.as_fd(), STATE_MAX, true) {
+            Ok(Some(packet)) => packet.bytes,
+            Ok(None) | Err(_) => pith_sys::process::exit_now(1),
+        }
+    }
+
+    /// Waits for a connection that brings the container's state; what follows is reported on it.
+    pub(super) fn wait_at_gate(&mut self, hooks: &[Hook]) -> Result<(), Failure> {
+        let gate = self.gate.take().ok_or_else(|| broken(Errno::BADF))?;
+        let state = loop {
+            let connection = accept(&gate).map_err(broken)?;
+            // Who connects only to see whether somebody waits here says nothing.
+            if let Ok(Some(packet)) = pith_sys::message::receive(connection.as_fd(), STATE_MAX, true) {
+                self.control = connection;
+                break packet.bytes;
+            }
+        };
+        run_hooks(Stage::StartContainer, hooks, &state)
+            .map_err(|error| super::failure(&Stage::StartContainer.to_string(), error))
+    }
+}
+
+/// The socket listens without blocking; this waits.
+fn accept(gate: &OwnedFd) -> Result<OwnedFd, Errno> {
+    loop {
+        match rustix::net::accept_with(gate, rustix::net::SocketFlags::CLOEXEC) {
+            Err(Errno::AGAIN) => {
+                let mut fds = [rustix::event::PollFd::new(gate, rustix::event::PollFlags::IN)];
+                match rustix::event::poll(&mut fds, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            accepted => return accepted,
+        }
+    }
+}
+
+fn broken(errno: Errno) -> Failure {
+    Failure {
+        kind: FailureKind::Setup,
+        step: "wait to be started".to_owned(),
+        errno: errno.raw_os_error(),
+        message: format!("wait to be started: {errno}"),
+    }
+}
+
+pub(super) fn run_hooks(stage: Stage, hooks: &[Hook], state: &[u8]) -> StepResult {
+    hooks::run_all(stage, hooks, state).map_err(|error| StepError {
+        kind: FailureKind::Hook,
+        errno: None,
+        detail: error.to_string(),
+    })
+}
