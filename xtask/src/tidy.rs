@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pith-image", &["pith-sys"]),
     ("pith-container", &["pith-sys", "pith-cgroup"]),
     ("pith-podd", &["pith-sys", "pith-container"]),
+    ("pith-oci", &["pith-sys", "pith-cgroup", "pith-container"]),
     ("pith-kubelet", &["pith-api", "pith-container", "pith-cgroup", "pith-image", "pith-streaming"]),
     ("pith-core", &["pith-abi"]),
     ("pith-proxy", &["pith-abi", "pith-core"]),

@@ -30,6 +30,22 @@ impl Cgroup {
         self.set_frozen(false, deadline)
     }
 
+    /// Whether it is (or is about to be) frozen by [`Cgroup::freeze`].
+    pub fn is_frozen(&self) -> Result<bool> {
+        let (path, frozen) = match self.v2_dir() {
+            Some(dir) => (dir.join("cgroup.freeze"), "1"),
+            None => match self.dir_of(Controller::Freezer) {
+                Some(dir) => (dir.join("freezer.state"), "FROZEN"),
+                None => return Ok(false),
+            },
+        };
+        match file::read(&path) {
+            Ok(state) => Ok(state.trim() == frozen),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// SIGKILL to every process in it and below. They may still be ending: [`Cgroup::wait_empty`].
     pub fn kill(&self) -> Result<()> {
         if let Some(dir) = self.v2_dir() {

@@ -223,7 +223,14 @@ impl Server {
                 Ok((Report::Executing, _)) => container.executing = true,
                 Ok((Report::Failed(failure), _)) => container.record.failure = Some(failure),
                 // Asked for by no plan of a pod.
-                Ok((Report::Mappings | Report::Hooks(_) | Report::Listener | Report::Step { .. }, _)) => {}
+                Ok((
+                    Report::Mappings
+                    | Report::Hooks(_)
+                    | Report::Listener
+                    | Report::Step { .. }
+                    | Report::Free,
+                    _,
+                )) => {}
                 Err(WireError::TimedOut) => return,
                 Err(_) => {
                     container.control = None;

@@ -101,7 +101,8 @@ impl Server {
                     | Report::Mappings
                     | Report::Hooks(_)
                     | Report::Listener
-                    | Report::Step { .. },
+                    | Report::Step { .. }
+                    | Report::Free,
                     _,
                 )) => {}
                 Err(WireError::TimedOut) => return,

@@ -87,24 +87,12 @@ fn capabilities(listed: Option<&LinuxCapabilities>) -> Result<Capabilities, Comp
             Ok(mask | capability_mask(&name)?)
         })
     };
-    let sets = Capabilities {
+    Ok(Capabilities {
         bounding: mask(listed.bounding())?,
         effective: mask(listed.effective())?,
         permitted: mask(listed.permitted())?,
         inheritable: mask(listed.inheritable())?,
         ambient: mask(listed.ambient())?,
-    };
-    let problem = if sets.effective & !sets.permitted != 0 {
-        "has an effective capability that is not permitted"
-    } else if sets.ambient & !(sets.permitted & sets.inheritable) != 0 {
-        "has an ambient capability that is not permitted and inheritable"
-    } else {
-        return Ok(sets);
-    };
-    Err(CompileError::Invalid {
-        field: "process.capabilities".to_owned(),
-        value: format!("{listed:?}"),
-        problem,
     })
 }
 

@@ -126,6 +126,8 @@ pub enum Report {
     },
     /// All steps are done; waits for `go`.
     Ready,
+    /// The supervisor may end now.
+    Free,
     Executing,
     Failed(Failure),
 }
@@ -276,6 +278,7 @@ impl Executor {
         }
         if launch.outlive {
             let _ = rustix::process::set_parent_process_death_signal(None);
+            self.report(&Report::Free, &[]);
         }
         if let Some(gate) = launch.gate {
             self.wait_at_gate(gate.hooks)?;

@@ -236,13 +236,18 @@ impl Executor {
         if !missing.is_empty() {
             self.notice(format!("this machine does not give {}", missing.join(", ")));
         }
-        Ok(Capabilities {
-            bounding: wanted.bounding & held,
-            effective: wanted.effective & held,
-            permitted: wanted.permitted & held,
-            inheritable: wanted.inheritable & held,
-            ambient: wanted.ambient & held,
-        })
+        let permitted = wanted.permitted & held;
+        let inheritable = wanted.inheritable & held;
+        // Nearly every configuration in use asks for ambient capabilities that are not inheritable, since engines
+        // stopped making any inheritable (CVE-2022-24769): they mean none, and are told nothing.
+        let ambient = wanted.ambient & permitted & inheritable;
+        let effective = wanted.effective & permitted;
+        let lost: Vec<String> =
+            names_of(wanted.effective & held & !effective).map(|capability| capability.to_string()).collect();
+        if !lost.is_empty() {
+            self.notice(format!("cannot be effective without being permitted: {}", lost.join(", ")));
+        }
+        Ok(Capabilities { bounding: wanted.bounding & held, effective, permitted, inheritable, ambient })
     }
 }
 

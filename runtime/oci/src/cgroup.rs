@@ -1,0 +1,160 @@
+//! A container's cgroup: where it is, which devices it may use, its limits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::{
+    Linux, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResources, Spec,
+};
+use pith_cgroup::{Cgroup, Hierarchy};
+use pith_container::supervisor::protocol::CgroupDirs;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How long processes may take to end once they have been killed.
+const END: Duration = Duration::from_secs(10);
+
+/// A container's cgroup, below the roots of the hierarchies.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) path: String,
+    /// The topmost part of the path that was made for this container: it goes with it, if nobody else came in.
+    made: Option<String>,
+}
+
+impl Place {
+    /// Where the spec wants it; below the root of the hierarchies in any case.
+    pub(crate) fn of(spec: &Spec, id: &str, hierarchy: &Hierarchy) -> Result<Place> {
+        let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = match wanted.filter(|path| !path.as_os_str().is_empty()) {
+            None => format!("pith-{id}"),
+            Some(path) => normal(path)?,
+        };
+        let exists = |path: &str| {
+            let mut roots = hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots());
+            roots.any(|root| root.join(path).is_dir())
+        };
+        let mut made = None;
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
+        for above in ends.map(|end| &path[..end]) {
+            if !exists(above) {
+                made = Some(above.to_owned());
+                break;
+            }
+        }
+        Ok(Place { path, made })
+    }
+
+    pub(crate) fn open(&self) -> Result<Cgroup> {
+        Ok(Cgroup::open(&hierarchy()?, &self.path)?)
+    }
+
+    /// Ends whatever runs in it, and removes it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let cgroup = self.open()?;
+        // Removing comes first: in the usual case nobody is left, and then that is all.
+        if cgroup.delete(Duration::ZERO).is_err() {
+            cgroup.kill()?;
+            cgroup.delete(END)?;
+        }
+        self.remove_parents(cgroup.hierarchy());
+        Ok(())
+    }
+
+    /// Folders above that were made for this container; they stay as long as others use them.
+    fn remove_parents(&self, hierarchy: &Hierarchy) {
+        let Some(top) = &self.made else { return };
+        let mut path = self.path.as_str();
+        while path.len() > top.len() {
+            let Some((above, _)) = path.rsplit_once('/') else { return };
+            for root in hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots()) {
+                let _ = std::fs::remove_dir(root.join(above));
+            }
+            path = above;
+        }
+    }
+}
+
+fn normal(path: &Path) -> Result<String> {
+    let refuse = || Error::CgroupPath { path: path.display().to_string() };
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            std::path::Component::Normal(name) => names.push(name.to_str().ok_or_else(refuse)?),
+            std::path::Component::RootDir | std::path::Component::CurDir => {}
+            std::path::Component::ParentDir | std::path::Component::Prefix(_) => return Err(refuse()),
+        }
+    }
+    if names.is_empty() { Err(refuse()) } else { Ok(names.join("/")) }
+}
+
+pub(crate) fn hierarchy() -> Result<Arc<Hierarchy>> {
+    Ok(Arc::new(Hierarchy::detect()?))
+}
+
+/// Makes the cgroup and sets its limits. Nobody may be in it.
+pub(crate) fn make(hierarchy: &Arc<Hierarchy>, place: &Place, linux: &Linux) -> Result<(Cgroup, CgroupDirs)> {
+    let cgroup = Cgroup::create(hierarchy, &place.path)?;
+    if place.made.is_none() {
+        let processes = cgroup.all_pids()?.len();
+        if processes > 0 {
+            return Err(Error::CgroupInUse { path: place.path.clone(), processes });
+        }
+    }
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    resources.set_devices(Some(device_rules(&resources)));
+    cgroup.apply(&resources)?;
+    let unified = cgroup.v2_dir();
+    let legacy =
+        cgroup.dirs().into_iter().filter(|dir| Some(dir) != unified.as_ref()).collect::<Vec<PathBuf>>();
+    Ok((cgroup, CgroupDirs { unified, legacy }))
+}
+
+pub(crate) fn is_frozen(place: &Place) -> bool {
+    place.open().and_then(|cgroup| Ok(cgroup.is_frozen()?)).unwrap_or(false)
+}
+
+/// The spec's rules, after which the devices that every container has are allowed. Without any, nothing else is.
+fn device_rules(resources: &LinuxResources) -> Vec<LinuxDeviceCgroup> {
+    let rule = |allow, typ, major: Option<i64>, minor: Option<i64>, access: &str| {
+        let mut rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
+        if let Some(major) = major {
+            rule = rule.major(major);
+        }
+        if let Some(minor) = minor {
+            rule = rule.minor(minor);
+        }
+        rule.build().expect("every field is given or optional")
+    };
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    if rules.is_empty() {
+        rules.push(rule(false, LinuxDeviceType::A, None, None, "rwm"));
+    }
+    let character = LinuxDeviceType::C;
+    // What runc and crun allow beside: making any node (without using it), and these.
+    rules.push(rule(true, character, None, None, "m"));
+    rules.push(rule(true, LinuxDeviceType::B, None, None, "m"));
+    // null, zero, full, random, urandom, tty, console, ptmx, and the container's own terminals.
+    let devices = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+    rules.extend(
+        devices.into_iter().map(|(major, minor)| rule(true, character, Some(major), Some(minor), "rwm")),
+    );
+    rules.push(rule(true, character, Some(136), None, "rwm"));
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_table() {
+        let cases =
+            [("/a/b", Some("a/b")), ("a//b/.", Some("a/b")), ("/", None), ("/a/../b", None), ("..", None)];
+        for (path, expect) in cases {
+            assert_eq!(normal(Path::new(path)).ok().as_deref(), expect, "{path}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The program `pith-oci`: reads the command line, makes sure that no container can reach this file, and says why
+//! something failed.
+
+mod shield;
+
+use std::process::exit;
+
+use pith_oci::Error;
+use pith_oci::command::{Asked, read};
+use pith_oci::log::Log;
+
+/// Commands by which a process of this program comes to be where a container can see it.
+const LAUNCHING: [&str; 3] = ["create", "run", "exec"];
+
+fn main() {
+    // Before anything is opened: what was inherited has to come along.
+    if std::env::args().any(|word| LAUNCHING.contains(&word.as_str())) {
+        shield::raise();
+    }
+    let invocation = match read(std::env::args().skip(1)) {
+        Ok(Asked::Text(text)) => {
+            print!("{text}");
+            exit(0);
+        }
+        Ok(Asked::Command(invocation)) => invocation,
+        Err(error) => fail(&Log::default(), &error),
+    };
+    let log = match invocation.log() {
+        Ok(log) => log,
+        Err(error) => fail(&Log::default(), &error),
+    };
+    match invocation.run(&log) {
+        Ok(code) => exit(code),
+        Err(error) => fail(&log, &error),
+    }
+}
+
+fn fail(log: &Log, error: &Error) -> ! {
+    log.error(&error.to_string());
+    exit(error.exit_code())
+}
