@@ -1,4 +1,4 @@
-//! What survives what: a killed replica.
+//! What survives what: a killed replica, a killed primary.
 
 use std::collections::BTreeMap;
 
@@ -43,5 +43,25 @@ fn a_killed_replica_process_comes_back_to_its_containers() {
     for (pod, container) in &before {
         assert_eq!(after.get(pod), Some(container), "{pod} was restarted");
     }
+    cluster.down();
+}
+
+#[test]
+fn a_killed_primary_has_every_acknowledged_object() {
+    let Some(cluster) = Cluster::start(1, &[]) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    let before = containers(&kubectl);
+    for number in 0..20 {
+        kubectl.run(&["create", "configmap", &format!("kept-{number}"), "--from-literal=a=b"]);
+    }
+    cluster.kill_primary();
+    let reply = cluster.pith(&["up", "--detach", "--replicas", "1"]);
+    assert!(reply.ok, "{}", reply.stderr);
+    let names = kubectl.run(&["get", "configmaps", "-o", "name"]);
+    assert_eq!(names.lines().filter(|name| name.contains("/kept-")).count(), 20, "{names}");
+    assert_eq!(containers(&kubectl), before);
+    // Replicas take up their watches again with a primary that has forgotten the history.
+    kubectl.run(&["scale", "deployment/web", "--replicas=7"]);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     cluster.down();
 }

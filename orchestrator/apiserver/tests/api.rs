@@ -251,8 +251,11 @@ async fn a_forgotten_revision_is_gone() {
     drop(harness::open(dir.path(), address).await);
     let server = harness::open(dir.path(), address).await;
     let cluster = Cluster { dir, server };
-    let (status, answer) = cluster.get(&format!("{MAPS}?watch=1&resourceVersion=2")).await;
-    assert_eq!((status, &answer["reason"]), (StatusCode::GONE, &json!("Expired")));
+    let mut watch = cluster.watch(&format!("{MAPS}?watch=1&resourceVersion=2")).await;
+    let event = watch.next().await.expect("an error is an event of the watch");
+    assert_eq!(event["type"], "ERROR");
+    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&json!(410), &json!("Expired")));
+    assert_eq!(watch.next().await, None);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use pith_api::{ApiError, Kind};
 use pith_store::{Event, ListRequest, Revision, Watch};
 use rand::Rng;
@@ -44,11 +44,20 @@ pub(crate) async fn watch(call: Call) -> Result<Response<Body>, ApiError> {
     let filter = Filter::of(call.target.kind, &call.query)?;
     admission::read(&call, filter.name()).await?;
     let wanted = Wanted::of(&call)?;
-    let follower = Follower::start(call, filter, wanted).await?;
-    let body = futures::stream::unfold(follower, |mut follower| async move {
-        follower.next().await.map(|chunk| (Ok(chunk), follower))
-    });
-    let mut response = Response::new(streamed(body));
+    let body = match Follower::start(call, filter, wanted).await {
+        Ok(follower) => streamed(futures::stream::unfold(follower, |mut follower| async move {
+            follower.next().await.map(|chunk| (Ok(chunk), follower))
+        })),
+        // As upstream: the watch begins and at once ends with the error. Clients look for it there, and some
+        // ask for the same revision for ever when the request itself fails with 410.
+        Err(error) if error.code() == StatusCode::GONE.as_u16() => {
+            let mut out = Vec::new();
+            push_line(&mut out, "ERROR", error.to_status().to_string().as_bytes());
+            streamed(futures::stream::iter([Ok(Bytes::from(out))]))
+        }
+        Err(error) => return Err(error),
+    };
+    let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
