@@ -16,6 +16,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
+/// How long a killed process may take to be gone.
+const DYING_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a process may take from its start until it says that it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -54,10 +56,16 @@ impl Daemon {
         let Some(handle) = Pid::from_raw(pid) else { return Ok(None) };
         let Ok(pidfd) = pidfd_open(handle, PidfdFlags::empty()) else { return Ok(None) };
         // The start time is read after the pidfd is open: from here on the pid cannot change its owner.
-        match start_time(pid) {
-            Some(now) if now == started => Ok(Some(Running { pid, pidfd })),
-            _ => Ok(None),
+        let running = Running { pid, pidfd };
+        if start_time(pid) != Some(started) {
+            return Ok(None);
         }
+        // `kill -9` returns before the process is gone, and `pith up` may be quicker than its end.
+        if running.is_dying() {
+            running.wait_or_kill(DYING_DEADLINE)?;
+            return Ok(None);
+        }
+        Ok(Some(running))
     }
 
     /// Starts `command` in the background and waits until it reports `READY=1` (sd_notify(3)).
@@ -102,6 +110,13 @@ impl Daemon {
 }
 
 impl Running {
+    /// Whether it was killed and is on its way out: SIGKILL is pending (proc_pid_status(5), `SigPnd` and `ShdPnd`)
+    /// or the exit has begun (proc_pid_stat(5), flags).
+    fn is_dying(&self) -> bool {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.pid)).unwrap_or_default();
+        has_pending_kill(&read("status")) || is_exiting(&read("stat"))
+    }
+
     /// Asks the process to stop. One that has ended already is fine.
     pub(crate) fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
@@ -172,6 +187,23 @@ fn start_time(pid: i32) -> Option<u64> {
     parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+fn has_pending_kill(status: &str) -> bool {
+    let kill = 1 << (Signal::KILL.as_raw() - 1);
+    let pending = |line: &str| {
+        let (field, mask) = line.split_once(':')?;
+        matches!(field, "SigPnd" | "ShdPnd").then(|| u64::from_str_radix(mask.trim(), 16).ok())?
+    };
+    status.lines().filter_map(pending).any(|mask| mask & kill != 0)
+}
+
+/// An empty text stands for a process that is gone.
+fn is_exiting(stat: &str) -> bool {
+    /// Of the kernel's `include/linux/sched.h`.
+    const PF_EXITING: u64 = 0x4;
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse().ok());
+    flags.is_none_or(|flags: u64| flags & PF_EXITING != 0)
+}
+
 fn parse_start_time(stat: &str) -> Option<u64> {
     // The command name in parentheses may hold spaces and parentheses itself: count from the last one.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -210,6 +242,40 @@ mod tests {
         let rest = "1 1 1 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 777 0";
         assert_eq!(parse_start_time(&format!("5 (a) b) S {rest}")), Some(777));
         assert_eq!(parse_start_time(&format!("5 (gone) Z {rest}")), None);
+    }
+
+    #[test]
+    fn a_killed_process_is_dying() {
+        let cases = [("SigPnd:\t0000000000000100\n", true), ("ShdPnd:\t0000000000000100\n", true)];
+        let others = [("SigPnd:\t0000000000004000\nSigBlk:\t0000000000000100\n", false), ("", false)];
+        for (status, expect) in cases.into_iter().chain(others) {
+            assert_eq!(has_pending_kill(status), expect, "{status:?}");
+        }
+        for (flags, expect) in [(0x0040_0000, false), (0x0040_0004, true)] {
+            assert_eq!(is_exiting(&format!("5 (a) b) S 1 1 1 0 -1 {flags} 1 0")), expect, "{flags:x}");
+        }
+        assert!(is_exiting(""));
+    }
+
+    /// Memory that is touched takes its time to be given back: the process is there for a while after `kill`.
+    #[tokio::test]
+    async fn a_killed_process_does_not_run() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let daemon = Daemon::new("it", dir.path(), dir.path());
+        for _ in 0..20 {
+            let mut child = Command::new("head")
+                .args(["-c", "64M", "/dev/zero"])
+                .stdout(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("head starts");
+            let pid = child.id().expect("it runs").cast_signed();
+            let Some(started) = start_time(pid) else { continue };
+            fs::write(dir.path().join("it.pid"), format!("{pid} {started}")).expect("write");
+            child.start_kill().expect("signalled");
+            assert!(daemon.running().expect("readable").is_none());
+            child.wait().await.expect("reaped");
+        }
     }
 
     #[tokio::test]
