@@ -13,11 +13,18 @@ use crate::{
 
 const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
 
-pub(crate) async fn sweep(node: &Arc<Context>, live: HashSet<PodUid>) {
-    let list: Vec<_> = live.iter().cloned().collect();
-    if let Err(error) = node.network.reconcile(&list).await {
+/// Network attachments that no pod owns, once there is a network to ask. `live` is asked for then.
+pub(crate) async fn sweep_network(node: Arc<Context>, live: impl Fn() -> Vec<PodUid>) {
+    let mut state = node.network_state.subscribe();
+    if state.wait_for(Result::is_ok).await.is_err() {
+        return;
+    }
+    if let Err(error) = node.network.reconcile(&live()).await {
         tracing::warn!(error = error.chain(), "removing network attachments that no pod owns");
     }
+}
+
+pub(crate) async fn sweep(node: &Arc<Context>, live: HashSet<PodUid>) {
     let node = node.clone();
     blocking(move || {
         supervisors(&node, &live);

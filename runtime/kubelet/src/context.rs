@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -29,12 +30,17 @@ use crate::{
     volumes::{Folders, Places, tokens::Tokens},
 };
 
+/// Whether pods can have a network.
+pub(crate) type NetworkState = Result<(), String>;
+
 /// Shared by all pods.
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) client: kube::Client,
     pub(crate) images: pith_image::Store,
     pub(crate) network: Arc<dyn PodNetwork>,
+    /// `Err` says why pods cannot have a network yet.
+    pub(crate) network_state: watch::Sender<NetworkState>,
     pub(crate) podd: PathBuf,
     pub(crate) hierarchy: Arc<Hierarchy>,
     pub(crate) size: NodeSize,
@@ -49,6 +55,15 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Waits until the network is set up; the reason it is not, after `deadline`.
+    pub(crate) async fn network_ready(&self, deadline: Duration) -> NetworkState {
+        let mut state = self.network_state.subscribe();
+        match tokio::time::timeout(deadline, state.wait_for(Result::is_ok)).await {
+            Ok(_) => Ok(()),
+            Err(_) => self.network_state.borrow().clone(),
+        }
+    }
+
     pub(crate) fn dns(&self) -> Dns {
         Dns {
             servers: self.network.name_servers(),

@@ -18,6 +18,7 @@ use crate::{
     objects::Objects,
     pods::Pods,
     resources::NodeSize,
+    server::{Server, ServerError},
     services,
 };
 
@@ -29,6 +30,8 @@ pub enum KubeletError {
     Machine(#[source] io::Error),
     #[error("this node's cgroups cannot be set up")]
     Cgroup(#[from] pith_cgroup::Error),
+    #[error("the kubelet's server")]
+    Server(#[from] ServerError),
 }
 
 /// Pods that come from elsewhere than the API, and wait to be taken up.
@@ -66,6 +69,7 @@ impl Kubelet {
             client: client.clone(),
             images: deps.images,
             network: deps.network,
+            network_state: watch::Sender::new(Err("the node has no pod range yet".to_owned())),
             podd: deps.podd,
             hierarchy,
             size,
@@ -78,6 +82,10 @@ impl Kubelet {
         });
         let cells = watch::Sender::new(HashMap::new());
         let (_local, local) = mpsc::channel(LOCAL_PODS_MAX);
+        if let Some(serving) = &deps.serving {
+            let server = Server::bind(context.clone(), serving, cells.subscribe()).await?;
+            tasks.spawn(server.run(stop.clone()));
+        }
         tasks.spawn(node::run(context.clone(), machine, stop.clone()));
         tasks.spawn(Pods::new(context, cells, stop.clone()).run(local));
         while let Some(ended) = tasks.join_next().await {

@@ -23,11 +23,11 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::json;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{Context, blocking},
+    context::{Context, NetworkState, blocking},
     machine::{self, Machine},
 };
 
@@ -46,19 +46,14 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// Images named in the status, as upstream.
 const IMAGES_MAX: usize = 50;
 
-/// Whether pods can have a network: `Err` says why not.
-type NetworkState = Result<(), String>;
-
 /// Registers the node, then keeps its status and lease until `stop`.
 pub(crate) async fn run(context: Arc<Context>, machine: Machine, stop: CancellationToken) {
-    let (network_tx, network) =
-        watch::channel::<NetworkState>(Err("the node has no pod range yet".to_owned()));
     let keep = async {
         let node = register(&context, &machine).await;
         tokio::join!(
             keep_lease(&context, node.uid),
-            keep_status(&context, &machine, network, node.has_range),
-            follow_node(&context, network_tx),
+            keep_status(&context, &machine, node.has_range),
+            follow_node(&context),
         );
     };
     tokio::select! {
@@ -101,7 +96,7 @@ async fn register(context: &Context, machine: &Machine) -> Registered {
 }
 
 async fn try_register(context: &Context, machine: &Machine) -> Result<Node, kube::Error> {
-    let network = Err("the node has no pod range yet".to_owned());
+    let network = context.network_state.borrow().clone();
     let status = status(context, machine, &network, None, Timestamp::now(), vec![]);
     let name = &context.config.node_name;
     let node = Node {
@@ -187,7 +182,7 @@ async fn renew(api: &Api<Lease>, node: &str, uid: Option<&str>) -> Result<(), ku
 // --- the pod range
 
 /// Watches the Node for its pod range and sets the network up with it.
-async fn follow_node(context: &Context, network: watch::Sender<NetworkState>) {
+async fn follow_node(context: &Context) {
     let mut events = watcher::watch_object(api(context), &context.config.node_name).default_backoff().boxed();
     let mut configured: Vec<String> = vec![];
     while let Some(event) = events.next().await {
@@ -209,18 +204,14 @@ async fn follow_node(context: &Context, network: watch::Sender<NetworkState>) {
         if state.is_ok() {
             configured = ranges;
         }
-        drop(network.send_replace(state));
+        drop(context.network_state.send_replace(state));
     }
 }
 
 // --- status
 
-async fn keep_status(
-    context: &Arc<Context>,
-    machine: &Machine,
-    mut network: watch::Receiver<NetworkState>,
-    has_range: bool,
-) {
+async fn keep_status(context: &Arc<Context>, machine: &Machine, has_range: bool) {
+    let mut network = context.network_state.subscribe();
     // A restarted kubelet is not to call its node unready, which takes its pods out of their Services, before
     // it has taken up the network that they have been using all along.
     if has_range && network.changed().await.is_err() {

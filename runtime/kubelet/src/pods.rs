@@ -40,12 +40,21 @@ pub(crate) struct Pods {
     workers: JoinSet<PodUid>,
     /// What an earlier kubelet left and the API has not spoken of yet.
     left: HashMap<PodUid, Arc<Pod>>,
+    audits: JoinSet<()>,
     stop: CancellationToken,
 }
 
 impl Pods {
     pub(crate) fn new(node: Arc<Context>, cells: Cells, stop: CancellationToken) -> Self {
-        Self { node, cells, handles: HashMap::new(), workers: JoinSet::new(), left: HashMap::new(), stop }
+        Self {
+            node,
+            cells,
+            handles: HashMap::new(),
+            workers: JoinSet::new(),
+            left: HashMap::new(),
+            audits: JoinSet::new(),
+            stop,
+        }
     }
 
     /// Follows the API until `stop`; also pods that others hand in through `local`.
@@ -89,6 +98,9 @@ impl Pods {
                 self.adopt_the_rest();
                 let known = self.handles.keys().cloned().collect();
                 audit::sweep(&self.node, known).await;
+                let cells = self.cells.clone();
+                let live = move || cells.borrow().keys().cloned().collect();
+                self.audits.spawn(audit::sweep_network(self.node.clone(), live));
             }
             Event::Apply(pod) => self.apply(Arc::new(pod)),
             Event::Delete(pod) => {

@@ -9,7 +9,7 @@ use std::{
 
 use pith_container::{
     compile,
-    plan::Plan,
+    plan::{Plan, WindowSize},
     supervisor::{self, Exec, Streams, protocol::Exit},
 };
 
@@ -73,6 +73,18 @@ pub(crate) fn spawn(
     let plan = plan(cell, id, command, false)?;
     let sandbox = cell.sandbox().ok_or_else(|| ProcessError::NotRunning(id.0.clone()))?;
     sandbox.supervisor.exec(&id.0, plan, streams).map_err(ProcessError::Supervisor)
+}
+
+/// The same on a terminal of its own.
+pub(crate) fn spawn_on_terminal(
+    cell: &PodCell,
+    id: &ContainerId,
+    command: &[String],
+    size: WindowSize,
+) -> Result<Exec, ProcessError> {
+    let plan = plan(cell, id, command, true)?;
+    let sandbox = cell.sandbox().ok_or_else(|| ProcessError::NotRunning(id.0.clone()))?;
+    sandbox.supervisor.exec_terminal(&id.0, plan, size).map_err(ProcessError::Supervisor)
 }
 
 /// What a failed command said is shown up to here, in bytes.

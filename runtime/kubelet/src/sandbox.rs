@@ -34,6 +34,8 @@ pub(crate) enum SandboxError {
 
 /// Processes that were killed are gone once the kernel has reaped them, which takes this long at worst.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
+/// A node that has just started learns its pod range within moments.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(10);
 /// The supervisor's own cgroup: a leaf, for v2 allows no processes beside children.
 const SUPERVISOR_CGROUP: &str = "podd";
 
@@ -70,6 +72,8 @@ async fn attach(cell: &Arc<PodCell>, supervisor: &Supervisor) -> Result<Vec<IpAd
     if cell.desired.borrow().host_network {
         return Ok(vec![]);
     }
+    let ready = cell.node.network_ready(NETWORK_DEADLINE).await;
+    ready.map_err(|why| SandboxError::Network(NetworkError::new(why)))?;
     let netns = supervisor.netns()?;
     cell.node.network.attach(&cell.id, netns).await.map_err(SandboxError::Network)
 }
