@@ -34,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other side may take until it begins to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const KUBELET_PORT: u64 = 10_250;
+/// Bytes after which no more of a refusal is read.
+const REFUSAL_MAX: usize = 10 << 10;
 
 /// Headers that are about one connection, not about the request.
 const HOP_BY_HOP: &[&str] = &["keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"];
@@ -93,7 +95,30 @@ pub(crate) async fn handle(
         }
         _ => return Err(ApiError::no_such_path()),
     };
-    send(call, upstream, parts, body).await
+    let answer = send(call, upstream, parts, body).await?;
+    match (call.target.kind.plural, subresource) {
+        ("pods", "log") if !answer.status().is_success() => Err(refusal(answer).await),
+        _ => Ok(answer),
+    }
+}
+
+/// A kubelet says in plain text why there is no log; clients of the API expect a Status.
+async fn refusal(answer: Response<Body>) -> ApiError {
+    let status = answer.status();
+    let mut body = answer.into_body();
+    let mut text = Vec::new();
+    // A connection that breaks off has said all that there is to know.
+    while let Some(Ok(frame)) = body.frame().await
+        && text.len() < REFUSAL_MAX
+    {
+        text.extend(frame.into_data().unwrap_or_default());
+    }
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    match status {
+        StatusCode::BAD_REQUEST => ApiError::bad_request(text),
+        StatusCode::NOT_FOUND => ApiError::new(Reason::NotFound, text),
+        _ => ApiError::new(Reason::InternalError, text),
+    }
 }
 
 async fn kubelet_of(call: &Call, node: &str) -> Result<(IpAddr, u16), ApiError> {
