@@ -10,4 +10,4 @@ mod program;
 pub use cluster::Cluster;
 pub use kubectl::{Kubectl, Reply};
 pub use machine::Snapshot;
-pub use program::{missing_right, until};
+pub use program::{bin_dir, missing_right, until};

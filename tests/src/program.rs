@@ -13,7 +13,7 @@ pub fn missing_right() -> Option<String> {
 }
 
 /// The folder of `pith` and `pith-podd`: given by `cargo xtask test`, else where cargo puts them.
-pub(crate) fn bin_dir() -> PathBuf {
+pub fn bin_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("PITH_BIN_DIR") {
         return PathBuf::from(dir);
     }
