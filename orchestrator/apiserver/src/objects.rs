@@ -1,8 +1,8 @@
 //! Objects in the store: their keys, their bytes, and the store's errors in the API's words.
 //!
 //! An object is stored as the JSON of its storage version without its resourceVersion, which is the revision the
-//! store keeps beside it. `kind` and `apiVersion` lead the text, so that a reading in that version needs no
-//! parsing: the resourceVersion is inserted into the bytes.
+//! store keeps beside it. `kind`, `apiVersion` and `metadata` lead the text, so that a reading in that version needs
+//! no parsing: the resourceVersion is inserted into the bytes.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Stored {
     pub(crate) fn value(&self, kind: &Kind) -> Result<Value, ApiError> {
         let mut value: Value = serde_json::from_slice(&self.bytes)
             .map_err(|error| ApiError::internal(format!("a stored {} cannot be read: {error}", kind.kind)))?;
-        if !in_version(&self.bytes, kind) {
+        if place_of_metadata(&self.bytes, kind).is_none() {
             kind.from_storage(&mut value);
         }
         set_revision(&mut value, self.revision);
@@ -44,31 +44,28 @@ impl Stored {
 
     /// The object's JSON in a kind's version, with its resourceVersion.
     pub(crate) fn json(&self, kind: &Kind) -> Result<Vec<u8>, ApiError> {
-        match in_version(&self.bytes, kind) {
-            true => Ok(with_revision(&self.bytes, self.revision)),
-            false => Ok(self.value(kind)?.to_string().into_bytes()),
+        match place_of_metadata(&self.bytes, kind) {
+            Some(place) => Ok(with_revision(&self.bytes, place, self.revision)),
+            None => Ok(self.value(kind)?.to_string().into_bytes()),
         }
     }
 }
 
-/// Whether stored bytes are of this kind's version already.
-fn in_version(bytes: &[u8], kind: &Kind) -> bool {
-    let rest = bytes.strip_prefix(b"{\"kind\":\"").and_then(|rest| rest.strip_prefix(kind.kind.as_bytes()));
-    let Some(rest) = rest.and_then(|rest| rest.strip_prefix(b"\",\"apiVersion\":\"")) else { return false };
+/// Where the members of `metadata` begin in stored bytes of this kind's version. `None` where the bytes are of
+/// another version, or metadata does not stand where [`encode`] puts it: then they have to be parsed.
+fn place_of_metadata(bytes: &[u8], kind: &Kind) -> Option<usize> {
+    let rest = bytes.strip_prefix(b"{\"kind\":\"")?.strip_prefix(kind.kind.as_bytes())?;
+    let rest = rest.strip_prefix(b"\",\"apiVersion\":\"")?;
     let rest = match kind.group {
-        "" => Some(rest),
-        group => rest.strip_prefix(group.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")),
+        "" => rest,
+        group => rest.strip_prefix(group.as_bytes())?.strip_prefix(b"/")?,
     };
-    let rest = rest.and_then(|rest| rest.strip_prefix(kind.version.as_bytes()));
-    rest.is_some_and(|rest| rest.starts_with(b"\""))
+    let rest = rest.strip_prefix(kind.version.as_bytes())?.strip_prefix(b"\",\"metadata\":{")?;
+    Some(bytes.len() - rest.len())
 }
 
 /// Inserts the resourceVersion as the first member of `metadata`.
-fn with_revision(bytes: &[u8], revision: Revision) -> Vec<u8> {
-    const METADATA: &[u8] = b"\"metadata\":{";
-    // Only kind and apiVersion come before, so the first match is the object's own metadata.
-    let place = bytes.windows(METADATA.len()).position(|window| window == METADATA);
-    let Some(place) = place.map(|start| start + METADATA.len()) else { return bytes.to_vec() };
+fn with_revision(bytes: &[u8], place: usize, revision: Revision) -> Vec<u8> {
     let member = format!("\"resourceVersion\":\"{revision}\"");
     let mut out = Vec::with_capacity(bytes.len() + member.len() + 1);
     out.extend_from_slice(&bytes[..place]);
@@ -183,8 +180,19 @@ pub(crate) fn encode(kind: &Kind, mut value: Value) -> Result<(Key, Bytes), ApiE
         .key(namespace, text("name"))
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     kind.to_storage(&mut value);
+    lead(&mut value);
     let bytes = serde_json::to_vec(&value).map_err(ApiError::internal)?;
     Ok((key, bytes.into()))
+}
+
+/// Brings forward what stands first in stored bytes; the rest keeps its order.
+fn lead(value: &mut Value) {
+    let Some(object) = value.as_object_mut() else { return };
+    for (place, name) in ["kind", "apiVersion", "metadata"].into_iter().enumerate() {
+        if let Some(member) = object.shift_remove(name) {
+            object.shift_insert(place.min(object.len()), name.into(), member);
+        }
+    }
 }
 
 /// Why a conditional write did not happen.
@@ -239,31 +247,46 @@ pub(crate) fn failed(subject: Subject, error: Error) -> ApiError {
 mod tests {
     use super::*;
 
+    fn kind(group: &str, version: &str, plural: &str) -> &'static Kind {
+        pith_api::find(group, version, plural).expect("a kind")
+    }
+
     #[test]
-    fn the_revision_is_inserted_without_parsing() {
-        for (stored, shown) in [
+    fn the_revision_is_inserted_into_the_objects_own_metadata() {
+        for (name, kind, object, shown) in [
             (
-                r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a"}}"#,
-                r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"a"}}"#,
+                "members",
+                kind("", "v1", "pods"),
+                r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"n"}}"#,
+                r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"a","namespace":"n"}}"#,
             ),
             (
-                r#"{"kind":"Pod","apiVersion":"v1","metadata":{}}"#,
-                r#"{"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"7"}}"#,
+                "another order, and metadata further inside",
+                kind("apps", "v1", "controllerrevisions"),
+                r#"{"data":{"metadata":{"x":"y"}},"metadata":{"name":"a","namespace":"n"},"apiVersion":"apps/v1","kind":"ControllerRevision"}"#,
+                r#"{"kind":"ControllerRevision","apiVersion":"apps/v1","metadata":{"resourceVersion":"7","name":"a","namespace":"n"},"data":{"metadata":{"x":"y"}}}"#,
             ),
         ] {
-            assert_eq!(with_revision(stored.as_bytes(), Revision(7)), shown.as_bytes());
+            let value = serde_json::from_str(object).expect("JSON");
+            let (_, bytes) = encode(kind, value).expect("a key");
+            let stored = Stored { bytes, revision: Revision(7) };
+            assert_eq!(stored.json(kind).expect("JSON"), shown.as_bytes(), "{name}");
+            assert!(place_of_metadata(&stored.bytes, kind).is_some(), "{name}");
+            // Bytes as an earlier version wrote them are parsed, and come out the same but for the order.
+            let old = Stored { bytes: Bytes::copy_from_slice(object.as_bytes()), revision: Revision(7) };
+            let again: Value = serde_json::from_slice(&old.json(kind).expect("JSON")).expect("JSON");
+            assert_eq!(again, serde_json::from_str::<Value>(shown).expect("JSON"), "{name}");
         }
     }
 
     #[test]
     fn versions_are_told_apart_by_their_bytes() {
-        let find = |group, version, plural| pith_api::find(group, version, plural).expect("a kind");
         let pod = br#"{"kind":"Pod","apiVersion":"v1","metadata":{}}"#;
         let event = br#"{"kind":"Event","apiVersion":"v1","metadata":{}}"#;
         let deployment = br#"{"kind":"Deployment","apiVersion":"apps/v1","metadata":{}}"#;
-        assert!(in_version(pod, find("", "v1", "pods")));
-        assert!(in_version(event, find("", "v1", "events")));
-        assert!(!in_version(event, find("events.k8s.io", "v1", "events")));
-        assert!(in_version(deployment, find("apps", "v1", "deployments")));
+        assert!(place_of_metadata(pod, kind("", "v1", "pods")).is_some());
+        assert!(place_of_metadata(event, kind("", "v1", "events")).is_some());
+        assert!(place_of_metadata(event, kind("events.k8s.io", "v1", "events")).is_none());
+        assert!(place_of_metadata(deployment, kind("apps", "v1", "deployments")).is_some());
     }
 }
