@@ -1,8 +1,9 @@
-//! What survives what: a killed replica, a killed primary.
+//! What survives what: a killed replica process, a killed primary, a replica lost with all its pods.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use pith_tests::{Cluster, Kubectl};
+use pith_tests::{Cluster, Kubectl, until};
 use serde_json::Value;
 
 const WEB: &str = include_str!("manifests/six.yaml");
@@ -64,4 +65,56 @@ fn a_killed_primary_has_every_acknowledged_object() {
     kubectl.run(&["scale", "deployment/web", "--replicas=7"]);
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     cluster.down();
+}
+
+/// A kubelet renews its lease every 10 s; the grace leaves room for one that is late.
+const GRACES: &[&str] = &[
+    "--node-monitor-grace-period=16s",
+    "--default-not-ready-toleration-seconds=1",
+    "--default-unreachable-toleration-seconds=1",
+];
+const LOST_DEADLINE: Duration = Duration::from_secs(90);
+
+#[test]
+fn pods_of_a_lost_replica_run_elsewhere() {
+    let Some(cluster) = Cluster::start(2, GRACES) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    cluster.kill_replica("replica-2");
+    cluster.kill_pods("replica-2");
+    until("six pods are ready on the replica that is left", LOST_DEADLINE, || {
+        let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+        let on_replica_1 = |pod: &&Value| {
+            pod["spec"]["nodeName"] == "replica-1" && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        let ready = |pod: &&Value| {
+            let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+        };
+        let pods = pods["items"].as_array().expect("a list");
+        let count = pods.iter().filter(on_replica_1).filter(ready).count();
+        if count == 6 { Ok(()) } else { Err(format!("{count} of 6")) }
+    });
+    let nodes = kubectl.run(&["get", "nodes"]);
+    assert!(nodes.lines().any(|line| line.starts_with("replica-2") && line.contains("NotReady")), "{nodes}");
+    assert_eq!(taints(&kubectl), ["node.kubernetes.io/unreachable", "node.kubernetes.io/unreachable"]);
+
+    // Back again, it clears away what was its own, and takes new pods.
+    let reply = cluster.pith(&["up", "--detach", "--replicas", "2"]);
+    assert!(reply.ok, "{}", reply.stderr);
+    until("the replica is trusted again and its old pods are gone", LOST_DEADLINE, || {
+        let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+        let count = pods["items"].as_array().expect("a list").len();
+        let taints = taints(&kubectl);
+        if taints.is_empty() && count == 6 { Ok(()) } else { Err(format!("{taints:?}, {count} pods")) }
+    });
+    kubectl.run(&["scale", "deployment/web", "--replicas=12"]);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.down();
+}
+
+/// Keys of the second replica's taints.
+fn taints(kubectl: &Kubectl) -> Vec<String> {
+    let node = kubectl.json(&["get", "node", "replica-2"]);
+    let taints = node["spec"]["taints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    taints.iter().map(|taint| taint["key"].as_str().expect("a key").to_owned()).collect()
 }

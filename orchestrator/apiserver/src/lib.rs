@@ -39,7 +39,10 @@ mod tls;
 mod verbs;
 
 pub use self::{
-    admission::services::{NoCidr, ServiceCidr},
+    admission::{
+        Tolerations,
+        services::{NoCidr, ServiceCidr},
+    },
     authz::{Attributes, Authorizer, BuiltinRules},
     identity::Identity,
     server::{Config, Error, Server},

@@ -30,7 +30,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admission::services::{Allocations, ServiceCidr},
+    admission::{
+        Tolerations,
+        services::{Allocations, ServiceCidr},
+    },
     authn::certificate_identity,
     authz::BuiltinRules,
     bootstrap, expiry,
@@ -66,6 +69,8 @@ pub struct Config {
     pub further_addresses: Vec<IpAddr>,
     pub further_names: Vec<String>,
     pub service_cidr: ServiceCidr,
+    /// What pods are given that do not say how long they stay on a node in trouble.
+    pub tolerations: Tolerations,
 }
 
 /// Why a server could not be opened or could not serve.
@@ -113,6 +118,7 @@ impl Server {
         let services = bootstrap::services(&objects).await.map_err(failed)?;
         let state = State {
             services: Allocations::rebuild(config.service_cidr, services.iter()),
+            tolerations: config.tolerations,
             tokens: ServiceTokens::new(&pki),
             kubelets: Kubelets::new(&pki)?,
             authorizer: Box::new(BuiltinRules),

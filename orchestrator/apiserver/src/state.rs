@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admission::services::Allocations, authz::Authorizer, metrics::Metrics, objects::Objects,
-    openapi::Documents, pki::Pki, service_tokens::ServiceTokens, stream_proxy::Kubelets,
+    admission::Tolerations, admission::services::Allocations, authz::Authorizer, metrics::Metrics,
+    objects::Objects, openapi::Documents, pki::Pki, service_tokens::ServiceTokens, stream_proxy::Kubelets,
 };
 
 /// Requests that are worked on at once, watches and streams apart (upstream: 400 reads and 200 writes).
@@ -19,6 +19,7 @@ pub(crate) struct State {
     pub(crate) tokens: ServiceTokens,
     pub(crate) authorizer: Box<dyn Authorizer>,
     pub(crate) services: Allocations,
+    pub(crate) tolerations: Tolerations,
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
     pub(crate) openapi: Documents,

@@ -2,8 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pith_apiserver::Tolerations;
+use serde::{Deserialize, Serialize};
 
 /// Where state lives unless `--dir` says otherwise.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";
@@ -85,6 +88,75 @@ pub(crate) struct UpArgs {
     /// The API server's port [default: 6443, or the next free one].
     #[arg(long)]
     pub(crate) port: Option<u16>,
+    #[command(flatten)]
+    pub(crate) graces: GraceArgs,
+}
+
+/// How soon the pods of a silent replica are replaced. The names are those of kube-controller-manager and
+/// kube-apiserver.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GraceArgs {
+    /// Time without a lease after which a replica counts as lost, such as 40s [default: 40s].
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) node_monitor_grace_period: Option<u64>,
+    /// How long pods stay on a replica that is not ready, where they do not say it themselves [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) default_not_ready_toleration_seconds: Option<u32>,
+    /// How long pods stay on a replica that is lost, where they do not say it themselves [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) default_unreachable_toleration_seconds: Option<u32>,
+}
+
+impl GraceArgs {
+    pub(crate) fn lease(&self) -> Duration {
+        self.node_monitor_grace_period
+            .map_or(pith_controllers::Options::default().lease_grace, Duration::from_secs)
+    }
+
+    pub(crate) fn tolerations(&self) -> Tolerations {
+        let Tolerations { not_ready_s, unreachable_s } = Tolerations::default();
+        Tolerations {
+            not_ready_s: self.default_not_ready_toleration_seconds.unwrap_or(not_ready_s),
+            unreachable_s: self.default_unreachable_toleration_seconds.unwrap_or(unreachable_s),
+        }
+    }
+
+    /// What is given here, and else what was given before.
+    pub(crate) fn or(&self, before: &Self) -> Self {
+        Self {
+            node_monitor_grace_period: self.node_monitor_grace_period.or(before.node_monitor_grace_period),
+            default_not_ready_toleration_seconds: self
+                .default_not_ready_toleration_seconds
+                .or(before.default_not_ready_toleration_seconds),
+            default_unreachable_toleration_seconds: self
+                .default_unreachable_toleration_seconds
+                .or(before.default_unreachable_toleration_seconds),
+        }
+    }
+
+    /// As arguments of another process.
+    pub(crate) fn flags(&self) -> impl Iterator<Item = String> {
+        let period = self.node_monitor_grace_period.map(|s| format!("--node-monitor-grace-period={s}s"));
+        let toleration = |name: &str, seconds: Option<u32>| {
+            seconds.map(|s| format!("--default-{name}-toleration-seconds={s}"))
+        };
+        let not_ready = toleration("not-ready", self.default_not_ready_toleration_seconds);
+        let unreachable = toleration("unreachable", self.default_unreachable_toleration_seconds);
+        period.into_iter().chain(not_ready).chain(unreachable)
+    }
+}
+
+/// A time as Kubernetes' flags take it: `40s`, `2m`, `1h`.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("a time is a number and a unit: 40s, 2m, 1h".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{number:?} is not a whole number"))?;
+    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".into())
 }
 
 #[derive(Args)]
@@ -124,6 +196,8 @@ pub(crate) struct PrimaryArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub(crate) service_cidr: String,
+    #[command(flatten)]
+    pub(crate) graces: GraceArgs,
 }
 
 #[derive(Args)]
@@ -238,4 +312,41 @@ pub(crate) enum ImageCommand {
 pub(crate) struct DoctorArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_table() {
+        let cases = [
+            ("40s", Some(40)),
+            ("2m", Some(120)),
+            ("1h", Some(3600)),
+            ("40", None),
+            ("", None),
+            ("0s", None),
+        ];
+        for (text, expect) in cases {
+            assert_eq!(seconds(text).ok(), expect, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn graces_reach_the_primary_and_are_kept() {
+        let up = |flags: &[&str]| match Cli::try_parse_from(["pith", "up"].iter().chain(flags)) {
+            Ok(Cli { command: Command::Up(args), .. }) => args.graces,
+            _ => panic!("{flags:?} are flags of up"),
+        };
+        let first = up(&["--node-monitor-grace-period=1m", "--default-not-ready-toleration-seconds=5"]);
+        let second = up(&["--node-monitor-grace-period=9s"]).or(&first);
+        assert_eq!(second.lease(), Duration::from_secs(9));
+        let flags: Vec<String> = second.flags().collect();
+        assert_eq!(flags, ["--node-monitor-grace-period=9s", "--default-not-ready-toleration-seconds=5"]);
+        let primary =
+            Cli::try_parse_from(["pith", "primary"].into_iter().chain(flags.iter().map(String::as_str)));
+        assert!(matches!(primary, Ok(Cli { command: Command::Primary(args), .. }) if args.graces == second));
+        assert_eq!(GraceArgs::default().lease(), Duration::from_secs(40));
+    }
 }

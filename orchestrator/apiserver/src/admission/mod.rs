@@ -10,6 +10,7 @@ pub(crate) mod services;
 use pith_api::{ApiError, Kind, Subresource};
 use serde_json::Value;
 
+pub use self::pods::Tolerations;
 use self::services::Reserved;
 use crate::{state::State, verbs::Call};
 
@@ -38,7 +39,7 @@ pub(crate) async fn create(call: &Call, object: &mut Value) -> Result<Admitted, 
     nodes::create(call, object)?;
     match (call.target.kind.group, call.target.kind.plural) {
         ("", "pods") => {
-            pods::create(object)?;
+            pods::create(object, call.state.tolerations)?;
             service_accounts::create(call, object).await?;
             Ok(Admitted::default())
         }

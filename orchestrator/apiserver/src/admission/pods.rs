@@ -3,31 +3,44 @@
 use pith_api::{ApiError, Subject, meta};
 use serde_json::{Value, json};
 
-/// How long pods stay on a node that does not answer (upstream: `DefaultTolerationSeconds`).
-const TOLERATION_S: i64 = 300;
-const TROUBLES: &[&str] = &["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+/// How long pods that do not say otherwise stay on a node in trouble (upstream: `DefaultTolerationSeconds`).
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerations {
+    pub not_ready_s: u32,
+    pub unreachable_s: u32,
+}
+
+impl Default for Tolerations {
+    fn default() -> Self {
+        Self { not_ready_s: 300, unreachable_s: 300 }
+    }
+}
 
 /// Priorities that exist without an object.
 const SYSTEM_PRIORITIES: &[(&str, i64)] =
     &[("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
 
-pub(super) fn create(pod: &mut Value) -> Result<(), ApiError> {
-    tolerations(pod);
+pub(super) fn create(pod: &mut Value, defaults: Tolerations) -> Result<(), ApiError> {
+    tolerations(pod, defaults);
     priority(pod)
 }
 
-fn tolerations(pod: &mut Value) {
+fn tolerations(pod: &mut Value, defaults: Tolerations) {
     let spec = &mut pod["spec"];
     let mut list = spec["tolerations"].as_array().cloned().unwrap_or_default();
-    for key in TROUBLES {
+    let troubles = [
+        ("node.kubernetes.io/not-ready", defaults.not_ready_s),
+        ("node.kubernetes.io/unreachable", defaults.unreachable_s),
+    ];
+    for (key, seconds) in troubles {
         let tolerated = list.iter().any(|toleration| {
             let own_key = toleration["key"].as_str().unwrap_or_default();
             let effect = toleration["effect"].as_str().unwrap_or_default();
-            (own_key == *key || own_key.is_empty()) && matches!(effect, "" | "NoExecute")
+            (own_key == key || own_key.is_empty()) && matches!(effect, "" | "NoExecute")
         });
         if !tolerated {
             list.push(json!({
-                "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S,
+                "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
             }));
         }
     }

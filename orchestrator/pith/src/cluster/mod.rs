@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ClusterArgs, DEFAULT_DIR};
+use crate::cli::{ClusterArgs, DEFAULT_DIR, GraceArgs};
 
 pub(crate) mod down;
 pub(crate) mod process;
@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) service_cidr: String,
     pub(crate) port: u16,
     pub(crate) replicas: u16,
+    #[serde(default)]
+    pub(crate) graces: GraceArgs,
 }
 
 /// The folders of one cluster. They may not exist yet, or no more.
@@ -198,6 +200,7 @@ mod tests {
             service_cidr: "10.96.0.0/16".into(),
             port: 6443,
             replicas: 3,
+            graces: GraceArgs::default(),
         };
         mine.save(&settings).expect("saved");
         let error = mine.settings().expect_err("another name").to_string();

@@ -42,7 +42,16 @@ pub(crate) fn run(args: &UpArgs) -> Result<()> {
     let lock = cluster.lock()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-    let children = runtime.block_on(start(&cluster, args))?;
+    let children = match runtime.block_on(start(&cluster, args)) {
+        Ok(children) => children,
+        Err(error) => {
+            // Refused before anything was made: then nothing is left, not even the lock.
+            if !cluster.run_dir().exists() {
+                cluster.remove_lock(lock)?;
+            }
+            return Err(error);
+        }
+    };
     drop(lock);
     println!("ready in {} ms", started.elapsed().as_millis());
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
@@ -113,6 +122,7 @@ fn settle(
             service_cidr: args.service_cidr.clone(),
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
+            graces: args.graces.clone(),
         });
     };
     let fixed = [
@@ -135,6 +145,7 @@ fn settle(
         );
     }
     settings.replicas = args.replicas;
+    settings.graces = args.graces.or(&settings.graces);
     Ok(settings)
 }
 
@@ -185,6 +196,7 @@ async fn start_primary(
     command.arg("primary").arg("--dir").arg(cluster.primary_dir());
     command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr]);
     command.args(["--service-cidr", &settings.service_cidr]);
+    command.args(settings.graces.flags());
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());
     command.arg("--listen").arg(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port)).to_string());
