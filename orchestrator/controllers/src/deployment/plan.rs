@@ -192,3 +192,6 @@ pub(super) fn note_size(set: &mut ReplicaSet, bounds: Bounds) -> bool {
     revision::note_size(annotations, bounds);
     before != (annotations.get(DESIRED).cloned(), annotations.get(MAX).cloned())
 }
+
+#[cfg(test)]
+mod tests;
