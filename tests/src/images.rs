@@ -10,11 +10,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use crate::debian::{self, run};
 use crate::program::folder;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -116,9 +117,7 @@ fn make(recipe: &Recipe) -> Result<Archive> {
     // Beside its place, so that half an archive never has the name of a whole one.
     let work = TempDir::with_prefix_in("pith-image-", &images).context("create a folder")?;
     let root = work.path().join("root");
-    for package in packages(recipe.packages, &work.path().join("apt"))? {
-        run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
-    }
+    debian::unpack(recipe.packages, &work.path().join("apt"), &root)?;
     (recipe.finish)(&root).with_context(|| format!("finish {}", recipe.reference))?;
     let layout = work.path().join("layout");
     write_layout(recipe, &root, &layout).with_context(|| format!("lay out {}", recipe.reference))?;
@@ -126,60 +125,6 @@ fn make(recipe: &Recipe) -> Result<Archive> {
     run(tar(&layout).arg("--file").arg(&complete).args(["oci-layout", "index.json", "blobs"]))?;
     fs::rename(&complete, &archive.path).with_context(|| format!("create {}", archive.path.display()))?;
     Ok(archive)
-}
-
-/// The package files of these packages and of all that they depend on, as on a machine where nothing is installed.
-fn packages(names: &[&str], work: &Path) -> Result<Vec<PathBuf>> {
-    let cache = folder("PITH_TOOLS_DIR", "target/tools").join("debian");
-    fs::create_dir_all(cache.join("partial")).with_context(|| format!("create {}", cache.display()))?;
-    fs::create_dir_all(work).with_context(|| format!("create {}", work.display()))?;
-    let nothing_installed = work.join("status");
-    fs::write(&nothing_installed, "").with_context(|| format!("write {}", nothing_installed.display()))?;
-    let apt = |more: &[&str]| {
-        let mut apt = Command::new("apt-get");
-        apt.args(["install", "--yes", "--quiet=2", "--no-install-recommends"]).args(more);
-        for (option, value) in [
-            ("Dir::State::status", nothing_installed.display().to_string()),
-            ("Dir::Cache::archives", cache.display().to_string()),
-            ("Debug::NoLocking", "true".to_owned()),
-            ("APT::Sandbox::User", "root".to_owned()),
-        ] {
-            apt.args(["--option", &format!("{option}={value}")]);
-        }
-        apt.args(names);
-        apt
-    };
-    run(&mut apt(&["--download-only"]))?;
-    let wanted = installed_by(&mut apt(&["--simulate"]))?;
-    let mut files = Vec::new();
-    for entry in fs::read_dir(&cache).with_context(|| format!("list {}", cache.display()))? {
-        let path = entry.with_context(|| format!("list {}", cache.display()))?.path();
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if wanted.iter().any(|prefix| file.starts_with(prefix.as_str())) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    if files.len() < wanted.len() {
-        bail!("{} of the {} packages of {names:?} are missing", wanted.len() - files.len(), wanted.len());
-    }
-    Ok(files)
-}
-
-/// `name_version_` of each package that apt would install: how the files of its cache begin.
-fn installed_by(simulated: &mut Command) -> Result<Vec<String>> {
-    let output = simulated.output().context("run apt-get")?;
-    if !output.status.success() {
-        bail!("apt-get: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(installed_line).collect())
-}
-
-/// `Inst NAME (VERSION ORIGIN [ARCHITECTURE])`
-fn installed_line(line: &str) -> Option<String> {
-    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
-    let version = rest.split(' ').next()?.replace(':', "%3a");
-    Some(format!("{name}_{version}_"))
 }
 
 fn write_layout(recipe: &Recipe, root: &Path, layout: &Path) -> Result<()> {
@@ -269,36 +214,11 @@ fn link(root: &Path, target: &str, path: &str) -> Result<()> {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("run {program}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        bail!("{program} failed ({}): {said}", output.status);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use pith_image::{Quiet, Store};
 
     use super::*;
-
-    #[test]
-    fn simulated_lines_table() {
-        for (line, expect) in [
-            (
-                "Inst zlib1g (1:1.2.13.dfsg-1 Debian:12.12/oldstable [amd64])",
-                Some("zlib1g_1%3a1.2.13.dfsg-1_"),
-            ),
-            ("Inst base-passwd (3.6.1 Debian:12 [amd64]) []", Some("base-passwd_3.6.1_")),
-            ("Conf base-passwd (3.6.1 Debian:12 [amd64])", None),
-            ("", None),
-        ] {
-            assert_eq!(installed_line(line).as_deref(), expect, "{line}");
-        }
-    }
 
     /// Each is imported, and its program runs in its own root, with its own libraries.
     #[test]

@@ -2,12 +2,14 @@
 //! tears down, and a picture of the machine to compare before and after.
 
 mod cluster;
+mod debian;
 pub mod images;
 mod kubectl;
 mod machine;
 mod program;
+pub mod vm;
 
 pub use cluster::Cluster;
 pub use kubectl::{Kubectl, Reply};
 pub use machine::Snapshot;
-pub use program::{bin_dir, missing_right, until};
+pub use program::{bin_dir, images_dir, missing_right, tools_dir, until};

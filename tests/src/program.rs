@@ -22,6 +22,16 @@ pub fn bin_dir() -> PathBuf {
     exe.ancestors().nth(2).expect("cargo's layout has a profile folder").to_owned()
 }
 
+/// Where `cargo xtask image` writes the demo and probe images.
+pub fn images_dir() -> PathBuf {
+    folder("PITH_IMAGES_DIR", "target/images")
+}
+
+/// Where `cargo xtask test` puts the programs of others.
+pub fn tools_dir() -> PathBuf {
+    folder("PITH_TOOLS_DIR", "target/tools")
+}
+
 pub(crate) fn folder(variable: &str, below_root: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(dir) => PathBuf::from(dir),

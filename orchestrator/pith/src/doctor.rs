@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use rustix::mount::{FsOpenFlags, fsopen};
 use serde::Serialize;
 
 use crate::cli::{DoctorArgs, Output};
@@ -47,13 +48,29 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to start what could not work here, in the doctor's words.
+///
+/// # Errors
+/// Something is missing: each with what to change.
+pub(crate) fn require() -> Result<()> {
+    let missing: Vec<String> = examine()
+        .into_iter()
+        .filter(|finding| finding.state == State::Missing)
+        .map(|finding| format!("{}: {}: {}", finding.what, finding.detail, finding.advice))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("this machine cannot run a replica:\n  {}", missing.join("\n  "))
+}
+
 fn examine() -> Vec<Finding> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = vec![
         kernel(&release),
         btf(Path::new("/sys/kernel/btf/vmlinux").exists()),
         bpffs(&read("/proc/self/mounts")),
-        overlay(&read("/proc/filesystems")),
+        overlay(&read("/proc/filesystems"), || fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).is_ok()),
         namespaces(|name| Path::new("/proc/self/ns").join(name).exists()),
         seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")),
         cgroups(),
@@ -101,11 +118,12 @@ fn bpffs(mounts: &str) -> Finding {
     ok("bpffs", "not mounted: `pith up` mounts it at /sys/fs/bpf and `pith down` takes it away again")
 }
 
-fn overlay(filesystems: &str) -> Finding {
-    if filesystems.split_whitespace().any(|name| name == "overlay") {
+/// `loads` asks the kernel for the filesystem, which loads its module.
+fn overlay(filesystems: &str, loads: impl Fn() -> bool) -> Finding {
+    if filesystems.split_whitespace().any(|name| name == "overlay") || loads() {
         return ok("overlayfs", "available");
     }
-    problem("overlayfs", State::Missing, "not in /proc/filesystems", "run `modprobe overlay`")
+    problem("overlayfs", State::Missing, "the kernel does not know it", "run `modprobe overlay`")
 }
 
 fn namespaces(exists: impl Fn(&str) -> bool) -> Finding {
@@ -203,8 +221,9 @@ mod tests {
             ("too old", kernel("6.1.0-30-cloud-amd64"), State::Missing),
             ("unreadable release", kernel(""), State::Missing),
             ("no BTF", btf(false), State::Missing),
-            ("overlay", overlay("nodev\tproc\nnodev\toverlay\n"), State::Ok),
-            ("no overlay", overlay("nodev\tproc\n"), State::Missing),
+            ("overlay", overlay("nodev\tproc\nnodev\toverlay\n", || false), State::Ok),
+            ("overlay as a module", overlay("nodev\tproc\n", || true), State::Ok),
+            ("no overlay", overlay("nodev\tproc\n", || false), State::Missing),
             ("seccomp", seccomp("kill_process errno log allow"), State::Ok),
             ("no seccomp", seccomp(""), State::Missing),
             ("no pid namespaces", namespaces(|name| name != "pid"), State::Missing),

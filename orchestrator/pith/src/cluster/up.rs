@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use crate::cli::UpArgs;
 use crate::cluster::process::write_atomically;
 use crate::cluster::{BPF_DIR, Cluster, Settings, down, replica_name, status};
+use crate::doctor;
 use crate::machine::require_root;
 use crate::roles::client_from;
 use crate::token;
@@ -37,6 +38,7 @@ const NODES_READY_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &UpArgs) -> Result<()> {
     require_root("up")?;
+    doctor::require()?;
     let started = Instant::now();
     let cluster = Cluster::new(&args.cluster)?;
     let lock = cluster.lock()?;

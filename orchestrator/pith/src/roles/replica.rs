@@ -17,6 +17,7 @@ use super::pod_network::{Place, ReplicaNetwork};
 use super::tasks::Tasks;
 use super::{cancelled_by_signals, credentials, notify_ready, surroundings, uplink};
 use crate::cli::ReplicaArgs;
+use crate::doctor;
 use crate::machine::require_root;
 
 /// A node has little to compute; more threads would only cost memory.
@@ -24,6 +25,7 @@ const WORKER_THREADS: usize = 2;
 
 pub(crate) fn run(args: ReplicaArgs) -> Result<()> {
     require_root("replica")?;
+    doctor::require()?;
     let host_netns = surroundings::enter(args.netns.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)

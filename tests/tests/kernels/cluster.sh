@@ -1,0 +1,41 @@
+# Runs in the virtual machine of kernels.rs.
+set -e
+export KUBECONFIG=/var/lib/pith/kubeconfig
+[ -f /sys/fs/cgroup/cgroup.controllers ] && echo "cgroups: v2"
+before=$(ls /sys/fs/cgroup /sys/fs/bpf; ip -o link | cut -d: -f2)
+pith up --detach --replicas 1
+pith image import /images/demo.tar --name pith
+kubectl apply -f - <<END
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+        - name: web
+          image: pith.local/demo:v1
+          resources: {limits: {memory: 32Mi, cpu: 200m}}
+          readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1, timeoutSeconds: 5}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080, nodePort: 31080}]
+END
+kubectl rollout status deployment/web --timeout=120s
+kubectl get pods,nodes -o wide
+for limit in memory.max cpu.max; do
+    for file in /sys/fs/cgroup/pith-pith/replica-1/pod*/[0-9a-f]*/$limit; do echo "$limit $(cat $file)"; done
+done
+node=$(kubectl get node replica-1 -o 'jsonpath={.status.addresses[0].address}')
+for i in 1 2 3 4; do echo "answered: $(wget -q -O - http://$node:31080/ | head -n 1)"; done
+pith down
+after=$(ls /sys/fs/cgroup /sys/fs/bpf; ip -o link | cut -d: -f2)
+[ "$before" = "$after" ] && echo "nothing is left"
