@@ -25,7 +25,7 @@ pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:
 /// One bind mount of a volume or a file the kubelet made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bind {
-    /// Relative to `beneath` if that is given.
+    /// Below `beneath` if that is given.
     pub(crate) source: PathBuf,
     /// A volume whose content a container may have written: the source is resolved inside it.
     pub(crate) beneath: Option<PathBuf>,

@@ -16,7 +16,10 @@ pub(crate) mod tokens;
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -247,8 +250,9 @@ pub(crate) fn binds(c: &Container, places: &Places, env: &Environment) -> Result
         .collect()
 }
 
-/// A folder (or file) below a volume, made if it is missing. Containers may have written there, so each
-/// step is resolved beneath the volume without following links.
+/// A folder (or file) below a volume, made if it is missing: its path without a link in it. Containers may have
+/// written there, so each step is resolved beneath the volume; what they exchange for a link afterwards is
+/// refused by the mount.
 fn sub_path(place: &Path, sub: &Path) -> Result<PathBuf, VolumeError> {
     use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
     if !sub.components().all(|c| matches!(c, Component::Normal(_))) {
@@ -263,8 +267,12 @@ fn sub_path(place: &Path, sub: &Path) -> Result<PathBuf, VolumeError> {
         rustix::fs::open(place, flags | OFlags::DIRECTORY, Mode::empty()).map_err(errno("open", place))?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     // The API's own volumes are made of links, which stay beneath.
-    if let Ok(_found) = openat2(&at, sub, flags, Mode::empty(), resolve) {
-        return Ok(sub.to_owned());
+    if let Ok(found) = openat2(&at, sub, flags, Mode::empty(), resolve) {
+        let real = path_of(&found).and_then(|path| Ok((path, path_of(&at)?)));
+        let (real, volume) =
+            real.map_err(|source| VolumeError::Io { operation: "resolve", path: place.join(sub), source })?;
+        let below = real.strip_prefix(volume).map_err(|_| VolumeError::Path(sub.to_owned()))?;
+        return Ok(place.join(below));
     }
     for part in sub.components() {
         match mkdirat(&at, part.as_os_str(), Mode::from_raw_mode(0o755)) {
@@ -275,7 +283,12 @@ fn sub_path(place: &Path, sub: &Path) -> Result<PathBuf, VolumeError> {
         at = openat2(&at, part.as_os_str(), flags | OFlags::DIRECTORY, Mode::empty(), resolve)
             .map_err(errno("open", &place.join(sub)))?;
     }
-    Ok(sub.to_owned())
+    Ok(place.join(sub))
+}
+
+/// Where an open file is (proc_pid_fd(5)).
+fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 #[cfg(test)]
@@ -316,8 +329,11 @@ mod tests {
             binds(&c.expect("container"), &places, &Environment::default())
         };
         let ok = run("a/b").expect("is made");
-        assert_eq!(ok[0].beneath.as_deref(), Some(place.as_path()));
+        assert_eq!((&ok[0].source, ok[0].beneath.as_ref()), (&place.join("a/b"), Some(&place)));
         assert!(place.join("a/b").is_dir());
+        // As a ConfigMap's file is.
+        std::os::unix::fs::symlink("a/b", place.join("link")).expect("links");
+        assert_eq!(run("link").expect("stays inside")[0].source, place.join("a/b"));
         for bad in ["out", "out/x", "../x", "/etc"] {
             assert!(run(bad).is_err(), "{bad}");
         }
