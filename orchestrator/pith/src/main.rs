@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod allocator;
 mod cli;
 mod cluster;
 mod doctor;
@@ -17,13 +18,11 @@ mod token;
 
 use cli::{Cli, Command};
 
-/// Long-lived processes with many small, short-lived JSON trees: glibc's allocator keeps several times
-/// the memory that is in use, mimalloc gives it back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Replica(_) | Command::Proxy(_) = cli.command {
+        allocator::give_back_at_once();
+    }
     output::start_logging(cli.log.as_deref());
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
