@@ -23,6 +23,9 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// Goes up when images are made in another way, so that an older archive is not taken for a new one.
+const EDITION: u32 = 2;
+
 /// An OCI layout in a tar archive, and the name of the image in it.
 pub struct Archive {
     pub path: PathBuf,
@@ -109,7 +112,7 @@ fn make(recipe: &Recipe) -> Result<Archive> {
     let name = recipe.reference.rsplit('/').next().unwrap_or(recipe.reference).replace(':', "-");
     let images = folder("PITH_IMAGES_DIR", "target/images");
     fs::create_dir_all(&images).with_context(|| format!("create {}", images.display()))?;
-    let path = images.join(format!("{name}.tar"));
+    let path = images.join(format!("{name}-{EDITION}.tar"));
     let archive = Archive { path, reference: recipe.reference };
     if archive.path.exists() {
         return Ok(archive);
@@ -130,7 +133,10 @@ fn make(recipe: &Recipe) -> Result<Archive> {
 fn write_layout(recipe: &Recipe, root: &Path, layout: &Path) -> Result<()> {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
-    fs::create_dir_all(root.join("tmp")).context("create /tmp")?;
+    // Folders of every Debian system that no package of a program brings along.
+    for dir in ["tmp", "run"] {
+        fs::create_dir_all(root.join(dir)).with_context(|| format!("create /{dir}"))?;
+    }
     run(Command::new("chmod").arg("1777").arg(root.join("tmp")))?;
     let layer = layout.join("layer.tar");
     run(tar(root).arg("--file").arg(&layer).arg("."))?;
