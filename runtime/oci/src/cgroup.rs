@@ -22,11 +22,15 @@ pub(crate) struct Place {
     pub(crate) path: String,
     /// The topmost part of the path that was made for this container: it goes with it, if nobody else came in.
     made: Option<String>,
+    /// Folders of the cgroup itself that were there before: they are somebody else's, and stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    found: Vec<PathBuf>,
 }
 
 impl Place {
     /// Where the spec wants it; below the root of the hierarchies in any case.
-    pub(crate) fn of(spec: &Spec, id: &str, hierarchy: &Hierarchy) -> Result<Place> {
+    /// Nobody may be in it: a container ends with everybody in its cgroup.
+    pub(crate) fn of(spec: &Spec, id: &str, hierarchy: &Arc<Hierarchy>) -> Result<Place> {
         let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let path = match wanted.filter(|path| !path.as_os_str().is_empty()) {
             None => format!("pith-{id}"),
@@ -44,7 +48,18 @@ impl Place {
                 break;
             }
         }
-        Ok(Place { path, made })
+        let roots = hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots());
+        let found = match made {
+            Some(_) => Vec::new(),
+            None => roots.map(|root| root.join(&path)).filter(|dir| dir.is_dir()).collect::<Vec<_>>(),
+        };
+        if !found.is_empty() {
+            let processes = Cgroup::open(hierarchy, &path)?.all_pids()?.len();
+            if processes > 0 {
+                return Err(Error::CgroupInUse { path, processes });
+            }
+        }
+        Ok(Place { path, made, found })
     }
 
     pub(crate) fn open(&self) -> Result<Cgroup> {
@@ -54,6 +69,14 @@ impl Place {
     /// Ends whatever runs in it, and removes it.
     pub(crate) fn remove(&self) -> Result<()> {
         let cgroup = self.open()?;
+        if !self.found.is_empty() {
+            cgroup.kill()?;
+            cgroup.wait_empty(END)?;
+            for dir in cgroup.dirs().iter().filter(|dir| !self.found.contains(dir)) {
+                std::fs::remove_dir(dir).map_err(Error::io("remove", dir))?;
+            }
+            return Ok(());
+        }
         // Removing comes first: in the usual case nobody is left, and then that is all.
         if cgroup.delete(Duration::ZERO).is_err() {
             cgroup.kill()?;
@@ -94,15 +117,9 @@ pub(crate) fn hierarchy() -> Result<Arc<Hierarchy>> {
     Ok(Arc::new(Hierarchy::detect()?))
 }
 
-/// Makes the cgroup and sets its limits. Nobody may be in it.
+/// Makes the cgroup and sets its limits.
 pub(crate) fn make(hierarchy: &Arc<Hierarchy>, place: &Place, linux: &Linux) -> Result<(Cgroup, CgroupDirs)> {
     let cgroup = Cgroup::create(hierarchy, &place.path)?;
-    if place.made.is_none() {
-        let processes = cgroup.all_pids()?.len();
-        if processes > 0 {
-            return Err(Error::CgroupInUse { path: place.path.clone(), processes });
-        }
-    }
     let mut resources = linux.resources().clone().unwrap_or_default();
     resources.set_devices(Some(device_rules(&resources)));
     cgroup.apply(&resources)?;

@@ -56,9 +56,10 @@ pub(crate) fn create(request: &Request<'_>) -> Result<Created> {
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
     console::check(terminal, request.console_socket.is_some(), request.attached)?;
     let hierarchy = cgroup::hierarchy()?;
-    let place = Place::of(&bundle.spec, request.id, &hierarchy)?;
     let folder = Folder::make(request.root, request.id)?;
-    let state = new_state(&bundle, &folder, place)?;
+    let state = Place::of(&bundle.spec, request.id, &hierarchy)
+        .and_then(|place| new_state(&bundle, &folder, place))
+        .inspect_err(|_| drop(folder.remove()))?;
     let made =
         Making { request, bundle: &bundle, folder: &folder, hierarchy: &hierarchy }.make(state.clone());
     made.inspect_err(|_| {
@@ -75,26 +76,22 @@ fn new_state(bundle: &Bundle, folder: &Folder, place: Place) -> Result<State> {
     let own = Identified::of(std::process::id().cast_signed());
     let linux = bundle.spec.linux().as_ref();
     let mut namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
-    let state = (|| {
-        Ok(State {
-            id: folder.id.clone(),
-            bundle: bundle.dir.clone(),
-            rootfs: bundle.rootfs(),
-            created: jiff::Timestamp::now().to_string(),
-            owner: rustix::process::geteuid().as_raw(),
-            annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
-            creator: own.ok_or(Error::NotRunning)?,
-            process: None,
-            cgroup: Some(place),
-            has_program: bundle.spec.process().is_some(),
-            own_pids: namespaces
-                .any(|namespace| namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid),
-            config_version: bundle.spec.version().clone(),
-            poststart: hooks_of(hooks, Stage::Poststart)?,
-            poststop: hooks_of(hooks, Stage::Poststop)?,
-        })
-    })();
-    state.inspect_err(|_| drop(folder.remove()))
+    Ok(State {
+        id: folder.id.clone(),
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs(),
+        created: jiff::Timestamp::now().to_string(),
+        owner: rustix::process::geteuid().as_raw(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+        creator: own.ok_or(Error::NotRunning)?,
+        process: None,
+        cgroup: Some(place),
+        has_program: bundle.spec.process().is_some(),
+        own_pids: namespaces.any(|namespace| namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid),
+        config_version: bundle.spec.version().clone(),
+        poststart: hooks_of(hooks, Stage::Poststart)?,
+        poststop: hooks_of(hooks, Stage::Poststop)?,
+    })
 }
 
 /// Hooks of a container that never came to be (OCI lifecycle, step 12 on).
@@ -148,6 +145,7 @@ impl Making<'_> {
             preserved: &self.request.inherited.borrowed(),
             outlive: true,
             gate: Some(Gate { socket: gate.as_fd(), hooks: &hooks }),
+            trace: self.request.log.is_debug(),
             ..Launch::new(&plan, console::stdio())
         })
         .map_err(Error::Start)?;
@@ -208,7 +206,12 @@ impl Making<'_> {
                     notify::hand_over(spec, state, pid, listener)?;
                 }
                 Report::Failed(failure) => return Err(Error::Start(failure)),
-                Report::Step { .. } | Report::Executing | Report::Free => {}
+                Report::Step { index, nanoseconds } => {
+                    if let Some(step) = plan.steps.get(index) {
+                        log.debug(&format!("{:>9.1} us  {step}", nanoseconds as f64 / 1e3));
+                    }
+                }
+                Report::Executing | Report::Free => {}
                 Report::Ready => break,
             }
         }

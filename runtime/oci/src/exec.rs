@@ -65,7 +65,8 @@ pub(crate) fn exec(
     let mut executing = false;
     loop {
         match wire::receive::<Report>(launched.control.as_fd(), true) {
-            Ok((Report::Notice(text), _)) => log.warn(&text),
+            // Said when the container was created.
+            Ok((Report::Notice(text), _)) => log.debug(&text),
             Ok((Report::Terminal, mut fds)) => terminal = fds.pop(),
             Ok((Report::Listener, mut fds)) => {
                 let listener = fds.pop().ok_or(Error::Died)?;

@@ -51,6 +51,10 @@ impl Log {
         Ok(Log { file, format, debug })
     }
 
+    pub(crate) fn is_debug(&self) -> bool {
+        self.debug
+    }
+
     pub(crate) fn warn(&self, message: &str) {
         self.write(Level::Warning, message);
     }

@@ -1,6 +1,6 @@
 //! Loading a seccomp filter.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{Result, check};
 
@@ -11,6 +11,22 @@ pub fn load_with_listener(program: &[u64], flags: u32) -> Result<OwnedFd> {
     let number = RawFd::try_from(set_filter(program, flags)?).map_err(|_| crate::Errno::BADF)?;
     // SAFETY: seccomp(2) just returned it as a new descriptor, which nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Waits for the next call on a listener and answers it with an error (seccomp_unotify(2)).
+pub fn refuse_next(listener: BorrowedFd<'_>, errno: i32) -> Result<()> {
+    // SAFETY: both structures are integers, for which zero is valid; the kernel wants the first one zeroed.
+    let (mut call, mut answer) = unsafe {
+        (std::mem::zeroed::<libc::seccomp_notif>(), std::mem::zeroed::<libc::seccomp_notif_resp>())
+    };
+    let number = listener.as_raw_fd();
+    // SAFETY: the request fills a seccomp_notif, which lives through the call.
+    check(unsafe { libc::ioctl(number, libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call) }.into())?;
+    answer.id = call.id;
+    answer.error = -errno;
+    // SAFETY: the request reads a seccomp_notif_resp, which lives through the call.
+    check(unsafe { libc::ioctl(number, libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) }.into())?;
+    Ok(())
 }
 
 /// Loads a classic BPF program into this thread. Each word is one `struct sock_filter` as it lies in memory

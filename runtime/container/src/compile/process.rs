@@ -29,8 +29,17 @@ pub(super) fn become_user(
     options: &Options,
 ) -> Result<Vec<Step>, CompileError> {
     let mut steps = Vec::new();
+    let mut limited = Vec::new();
     for limit in process.rlimits().iter().flatten() {
         let resource = limit.typ().to_string();
+        if limited.contains(&limit.typ()) {
+            return Err(CompileError::Invalid {
+                field: "process.rlimits".to_owned(),
+                value: resource,
+                problem: "is listed twice",
+            });
+        }
+        limited.push(limit.typ());
         if limit.soft() > limit.hard() {
             return Err(CompileError::Invalid {
                 field: "process.rlimits".to_owned(),

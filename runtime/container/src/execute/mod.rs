@@ -268,6 +268,8 @@ impl Executor {
                 self.report(&Report::Step { index, nanoseconds }, &[]);
             }
         }
+        // What was to be attached has been; nobody who waits here holds a mount or a folder open.
+        self.slots.clear();
         if launch.hold {
             if matches!(launch.then, Then::Execute) && launch.gate.is_some() {
                 // Whoever creates a container hears then, not at its start, that there is no such program.

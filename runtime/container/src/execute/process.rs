@@ -185,6 +185,10 @@ impl Executor {
         let terminal = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags)?;
         if console {
             let target = mounts::make_path(root, Path::new("/dev/console"), false)?;
+            let named = open_in_root(root, Path::new("/dev/console"), OFlags::PATH | OFlags::NOFOLLOW)?;
+            if FileType::from_raw_mode(rustix::fs::fstat(&named)?.st_mode) == FileType::Symlink {
+                return Err(Errno::LOOP).about(|| "/dev/console is a link".to_owned());
+            }
             let clone = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_EMPTY_PATH;
