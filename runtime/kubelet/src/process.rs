@@ -1,7 +1,7 @@
 //! Running a process in a container: for `exec` probes and hooks, and for `kubectl exec`.
 
 use std::{
-    io::Read,
+    io::{self, Read},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -12,6 +12,7 @@ use pith_container::{
     plan::{Plan, WindowSize},
     supervisor::{self, Exec, Streams, protocol::Exit},
 };
+use tokio::{io::Interest, net::UnixStream};
 
 use crate::{
     context::{PodCell, blocking},
@@ -25,7 +26,7 @@ pub(crate) enum ProcessError {
     #[error("container {0} is not running")]
     NotRunning(String),
     #[error("the container's specification cannot be read")]
-    Specification(#[source] std::io::Error),
+    Specification(#[source] io::Error),
     #[error("{0}")]
     Process(String),
     #[error(transparent)]
@@ -33,7 +34,9 @@ pub(crate) enum ProcessError {
     #[error("{}", chain(.0))]
     Supervisor(supervisor::Error),
     #[error("pipe")]
-    Pipe(#[source] std::io::Error),
+    Pipe(#[source] io::Error),
+    #[error("waiting for the process")]
+    Wait(#[source] io::Error),
     #[error("command timed out after {0:?}")]
     TimedOut(Duration),
     #[error("command '{command}' exited with {code}: {output}")]
@@ -97,23 +100,42 @@ pub(crate) async fn run(
     command: &[String],
     timeout: Duration,
 ) -> Result<(), ProcessError> {
-    let (cell, id, command) = (cell.clone(), id.clone(), command.to_vec());
-    blocking(move || {
+    let (cell, id, arguments) = (cell.clone(), id.clone(), command.to_vec());
+    let (exec, reader) = blocking(move || {
         let (reader, writer) = pipe()?;
         let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
-        let exec = spawn(&cell, &id, &command, streams)?;
-        drop(writer);
-        // Dropped on time-out, which kills the process.
-        let exit: Exit = exec
-            .wait(Some(timeout))
-            .map_err(ProcessError::Supervisor)?
-            .ok_or(ProcessError::TimedOut(timeout))?;
-        if exit.code == 0 {
-            return Ok(());
-        }
-        Err(ProcessError::Failed { command: command.join(" "), code: exit.code, output: drain(reader) })
+        Ok::<_, ProcessError>((spawn(&cell, &id, &arguments, streams)?, reader))
     })
-    .await
+    .await?;
+    // Dropped on time-out, which kills the process.
+    let exit = tokio::time::timeout(timeout, ended(&exec)).await;
+    let exit = exit.map_err(|_| ProcessError::TimedOut(timeout))??;
+    if exit.code == 0 {
+        return Ok(());
+    }
+    Err(ProcessError::Failed { command: command.join(" "), code: exit.code, output: drain(reader) })
+}
+
+/// Waits for a process without a thread for it: a session may last for days, and a kubelet that stops does
+/// not wait for it.
+pub(crate) async fn ended(exec: &Exec) -> Result<Exit, ProcessError> {
+    // Only waited on; packets are read by the supervisor's client, which looks before it reads.
+    let socket = exec.as_fd().try_clone_to_owned().map(std::os::unix::net::UnixStream::from);
+    let socket = socket.and_then(|s| s.set_nonblocking(true).and_then(|()| UnixStream::from_std(s)));
+    let socket = socket.map_err(ProcessError::Wait)?;
+    loop {
+        socket.readable().await.map_err(ProcessError::Wait)?;
+        let next = socket.try_io(Interest::READABLE, || match exec.wait(Some(Duration::ZERO)) {
+            Ok(Some(exit)) => Ok(Ok(exit)),
+            Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(error) => Ok(Err(error)),
+        });
+        match next {
+            Ok(exit) => return exit.map_err(ProcessError::Supervisor),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(ProcessError::Wait(error)),
+        }
+    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), ProcessError> {

@@ -14,7 +14,7 @@ fn container<'a>(pod: &'a Pod, name: &str) -> &'a ContainerStatus {
     all.find(|c| c.name == name).expect("has the container")
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }

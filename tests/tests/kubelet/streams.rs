@@ -9,7 +9,10 @@ use kube::{
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::node::{isolated, within};
+use crate::{
+    node::{DEADLINE, isolated, within},
+    pods::is_ready,
+};
 
 #[test]
 fn logs_exec_and_port_forward() {
@@ -17,12 +20,22 @@ fn logs_exec_and_port_forward() {
         node.start().await;
         let client = node.remote().await;
         let pods: Api<Pod> = Api::namespaced(client, "default");
-        node.create("web", json!({"containers": [{"name": "a", "args": ["serve"]}]})).await;
-        node.until_phase("web", "Running").await;
+        let ready = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
+        let container = json!({"name": "a", "args": ["serve"], "readinessProbe": ready});
+        node.create("web", json!({"containers": [container]})).await;
+        node.until("web", "Ready", is_ready).await;
 
         exec(&pods).await;
         forward(&pods).await;
         logs(&node, &pods).await;
+        // A kubelet that stops ends its sessions, and their processes with them.
+        let params = AttachParams::default().stdout(true);
+        let process = within(pods.exec("web", ["/pith-probe", "sleep", "3600"], &params)).await;
+        node.stop().await;
+        // With an error: nothing was said goodbye.
+        let ended = tokio::time::timeout(DEADLINE, process.join()).await.expect("the session is over");
+        assert!(ended.is_err());
+        node.start().await;
         node.delete("web", Some(0)).await;
         node.until_gone("web").await;
     });

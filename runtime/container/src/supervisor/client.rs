@@ -352,6 +352,13 @@ impl Exec {
     }
 }
 
+impl AsFd for Exec {
+    /// Readable when [`Exec::wait`] has something to say.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.socket.as_fd()
+    }
+}
+
 /// An attachment to a container's streams; see [`Supervisor::attach`].
 #[derive(Debug)]
 pub struct Attachment {

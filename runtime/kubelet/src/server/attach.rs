@@ -15,7 +15,7 @@ use pith_streaming::{
 use tokio::{net::unix::pipe, task::JoinSet};
 
 use super::{
-    Body,
+    Body, Sessions,
     exec::failed,
     full, refuse,
     stdio::{Outputs, Pipe, feed, follow_size, typing},
@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub(super) fn answer(
+    sessions: &Sessions,
     cell: Arc<PodCell>,
     container: &str,
     id: ContainerId,
@@ -43,8 +44,7 @@ pub(super) fn answer(
     streams.stdin &= unit.is_some_and(|u| u.spec.stdin.unwrap_or(false));
     match exec::accept(&mut request, streams) {
         Ok(accepted) => {
-            // It ends with its connection, which the kubelet's stop closes.
-            tokio::spawn(async move {
+            sessions.spawn(async move {
                 match accepted.session.await {
                     Ok(session) => run(cell, id, streams.tty, session).await,
                     Err(error) => tracing::debug!(%error, "a client left before its session began"),

@@ -18,7 +18,7 @@ use tokio::{net::unix::pipe, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Body, full, query, refuse,
+    Body, Sessions, full, query, refuse,
     stdio::{Outputs, Pipe, feed, follow_size, typing},
     text,
 };
@@ -34,7 +34,12 @@ const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 /// How long the client may take to say it.
 const SIZE_WAIT: Duration = Duration::from_millis(200);
 
-pub(super) fn answer(cell: Arc<PodCell>, id: ContainerId, mut request: Request<Incoming>) -> Response<Body> {
+pub(super) fn answer(
+    sessions: &Sessions,
+    cell: Arc<PodCell>,
+    id: ContainerId,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     let pairs = query::pairs(request.uri().query());
     let command: Vec<String> = pairs.into_iter().filter(|(n, _)| n == "command").map(|(_, v)| v).collect();
     if command.is_empty() {
@@ -46,8 +51,7 @@ pub(super) fn answer(cell: Arc<PodCell>, id: ContainerId, mut request: Request<I
     };
     match exec::accept(&mut request, streams) {
         Ok(accepted) => {
-            // It ends with its connection, which the kubelet's stop closes.
-            tokio::spawn(async move {
+            sessions.spawn(async move {
                 match accepted.session.await {
                     Ok(session) => run(cell, id, command, streams.tty, session).await,
                     Err(error) => tracing::debug!(%error, "a client left before its session began"),
@@ -119,23 +123,17 @@ async fn on_pipes(cell: Arc<PodCell>, id: ContainerId, command: Vec<String>, cli
     end(exec, outputs, left).await
 }
 
-/// How the process ended, once all its output is with the client; or that the client has left.
+/// How the process ended, once all its output is with the client. It does not outlive a client that leaves:
+/// dropping it kills it.
 async fn end(exec: supervisor::Exec, outputs: Outputs, left: CancellationToken) -> Outcome {
-    let outcome = tokio::select! {
-        outcome = wait(exec) => outcome,
-        // The waiting thread holds the process, whose connection is closed with it.
+    let ended = tokio::select! {
+        ended = process::ended(&exec) => ended,
         () = left.cancelled() => return Outcome::Detached,
     };
     outputs.finish().await;
-    outcome
-}
-
-/// Waits for a process on a thread for that, without a limit.
-async fn wait(exec: supervisor::Exec) -> Outcome {
-    match blocking(move || exec.wait(None)).await {
-        Ok(Some(exit)) => Outcome::Exited(exit.code),
-        Ok(None) => Outcome::Failed("the process was lost sight of".to_owned()),
-        Err(error) => Outcome::Failed(chain(&error)),
+    match ended {
+        Ok(exit) => Outcome::Exited(exit.code),
+        Err(error) => failed(&error),
     }
 }
 

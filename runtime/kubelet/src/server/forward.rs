@@ -17,17 +17,20 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Body, full, refuse};
+use super::{Body, Sessions, full, refuse};
 use crate::{context::PodCell, network::chain};
 
 /// How long a port of the pod may take to accept.
 const CONNECT: Duration = Duration::from_secs(10);
 
-pub(super) fn answer(cell: Arc<PodCell>, mut request: Request<Incoming>) -> Response<Body> {
+pub(super) fn answer(
+    sessions: &Sessions,
+    cell: Arc<PodCell>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     match forward::accept(&mut request) {
         Ok(accepted) => {
-            // It ends with its connection, which the kubelet's stop closes.
-            tokio::spawn(async move {
+            sessions.spawn(async move {
                 let Ok(mut session) = accepted.session.await else { return };
                 let mut connections = JoinSet::new();
                 while let Some(forward) = session.next().await {

@@ -28,7 +28,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, net::TcpStream, sync::watch, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Serving,
@@ -66,8 +66,29 @@ pub(crate) struct Server {
 struct Answerer {
     node: Arc<Context>,
     cells: Cells,
+    sessions: Sessions,
     /// Whether the client may ask anything: decided once a connection, by its certificate.
     standing: tls::Standing,
+}
+
+/// Upgraded connections: they outlive the requests that began them, and end with the server.
+#[derive(Clone)]
+struct Sessions {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Sessions {
+    fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                // Dropping a session closes its connection and kills its process.
+                () = stop.cancelled() => {}
+                () = session => {}
+            }
+        });
+    }
 }
 
 impl Server {
@@ -86,14 +107,17 @@ impl Server {
     /// Answers until `stop`, which also ends every connection.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let sessions = Sessions { tracker: TaskTracker::new(), stop: stop.clone() };
         loop {
             tokio::select! {
                 // Connections end with the set.
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let (acceptor, node) = (self.acceptor.clone(), self.node.clone());
-                        connections.spawn(connection(acceptor, stream, node, self.cells.clone()));
+                        let sessions = sessions.clone();
+                        let (node, cells) = (self.node.clone(), self.cells.clone());
+                        let answer = move |standing| Answerer { node, cells, sessions, standing };
+                        connections.spawn(connection(self.acceptor.clone(), stream, answer));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection");
@@ -104,13 +128,18 @@ impl Server {
                 Some(_) = connections.join_next() => {}
             }
         }
+        sessions.tracker.close();
+        sessions.tracker.wait().await;
     }
 }
 
-async fn connection(acceptor: TlsAcceptor, stream: TcpStream, node: Arc<Context>, cells: Cells) {
+async fn connection(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    answerer: impl FnOnce(tls::Standing) -> Answerer,
+) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
-    let standing = tls::standing(stream.get_ref().1);
-    let answerer = Answerer { node, cells, standing };
+    let answerer = answerer(tls::standing(stream.get_ref().1));
     let service = hyper::service::service_fn(move |request| {
         let answerer = answerer.clone();
         async move { Ok::<_, Infallible>(answerer.answer(request).await) }
@@ -152,13 +181,13 @@ impl Answerer {
                 if streams && rest.len() <= 1 =>
             {
                 match self.running(namespace, pod, container) {
-                    Ok((cell, id)) if *verb == "exec" => exec::answer(cell, id, request),
-                    Ok((cell, id)) => attach::answer(cell, container, id, request),
+                    Ok((cell, id)) if *verb == "exec" => exec::answer(&self.sessions, cell, id, request),
+                    Ok((cell, id)) => attach::answer(&self.sessions, cell, container, id, request),
                     Err(missing) => text(StatusCode::NOT_FOUND, missing),
                 }
             }
             ["portForward", namespace, pod, ..] if streams => match self.find(namespace, pod) {
-                Some(cell) => forward::answer(cell, request),
+                Some(cell) => forward::answer(&self.sessions, cell, request),
                 None => text(StatusCode::NOT_FOUND, no_pod(namespace, pod)),
             },
             _ => text(StatusCode::NOT_FOUND, "404 page not found"),
