@@ -19,6 +19,7 @@ pub mod field;
 mod kind;
 mod kinds;
 mod lease;
+pub mod managed;
 pub mod meta;
 mod names;
 mod object;

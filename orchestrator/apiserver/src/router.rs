@@ -132,7 +132,7 @@ fn authorize_path(state: &State, who: &Identity, method: &Method, path: &str) ->
     }
 }
 
-fn authorize(
+pub(crate) fn authorize(
     state: &State,
     who: &Identity,
     verb: Verb,

@@ -105,13 +105,42 @@ async fn what_is_wrong_is_refused_with_a_status() {
         assert_eq!(answer["kind"], "Status", "{path}");
         assert!(message(&answer).contains(text), "{path}: {}", message(&answer));
     }
-    let apply = "application/apply-patch+yaml";
-    let headers = [("content-type", apply)];
-    let path = format!("{MAPS}/a?fieldManager=test");
-    let answer = cluster.send_as(Identity::admin(), Method::PATCH, &path, &headers, "{}").await;
-    let (status, answer) = read(answer).await;
-    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    assert!(message(&answer).contains("server-side apply is not supported"));
+}
+
+#[tokio::test]
+async fn server_side_apply_creates_shares_and_refuses() {
+    let cluster = Cluster::new().await;
+    let apply = async |query: &str, body: &str| {
+        let headers = [("content-type", "application/apply-patch+yaml")];
+        let path = format!("{MAPS}/a?{query}");
+        read(cluster.send_as(Identity::admin(), Method::PATCH, &path, &headers, body).await).await
+    };
+    let map =
+        |data: &str| format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a}}, data: {data}}}");
+    let (status, answer) = apply("", &map("{}")).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(
+        message(&answer).contains("fieldManager: Required value: is required for apply patch"),
+        "{answer}"
+    );
+    let (status, answer) = apply("fieldManager=one&dryRun=All", &map("{x: '1'}")).await;
+    assert_eq!((status, &answer["data"]["x"]), (StatusCode::CREATED, &json!("1")));
+    let (status, answer) = apply("fieldManager=one", &map("{x: '1', y: '1'}")).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let (status, answer) = apply("fieldManager=two", &map("{z: '1'}")).await;
+    assert_eq!((status, &answer["data"]), (StatusCode::OK, &json!({"x": "1", "y": "1", "z": "1"})));
+    let (status, answer) = apply("fieldManager=two", &map("{x: '2'}")).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(message(&answer), "Apply failed with 1 conflict: conflict with \"one\": .data.x");
+    assert_eq!(answer["details"]["causes"][0]["reason"], "FieldManagerConflict");
+    let (status, answer) = apply("fieldManager=two&force=true", &map("{x: '2'}")).await;
+    assert_eq!((status, &answer["data"]), (StatusCode::OK, &json!({"x": "2", "y": "1"})));
+    let managers = answer["metadata"]["managedFields"].as_array().expect("managers");
+    assert_eq!(managers[0]["fieldsV1"], json!({"f:data": {"f:y": {}}}));
+    let (_, again) = apply("fieldManager=two", &map("{x: '2'}")).await;
+    assert_eq!(again, answer, "nothing changed");
+    let (status, answer) = apply("fieldManager=one", &map("{bogus: {}}")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
 }
 
 #[tokio::test]

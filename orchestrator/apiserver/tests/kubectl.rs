@@ -221,7 +221,19 @@ async fn further_commands() {
         kubectl.fails("replace -f -", &text, "the object has been modified").await;
         kubectl.says("apply --dry-run=server -f -", DEPLOYMENT, &["web created (server dry run)"]).await;
         kubectl.fails("get deployment web", "", "not found").await;
-        kubectl.fails("apply --server-side -f -", &text, "server-side apply is not supported").await;
+        let unknown = "{apiVersion: example.com/v1, kind: Thing, metadata: {name: a}}";
+        kubectl
+            .fails("apply -f -", unknown, "no matches for kind \"Thing\" in version \"example.com/v1\"")
+            .await;
+        let map = "{apiVersion: v1, kind: ConfigMap, metadata: {name: applied}, data: {k: one}}";
+        kubectl.says("apply --server-side -f -", map, &["configmap/applied serverside-applied"]).await;
+        let other = map.replace("one", "two");
+        let arguments = "apply --server-side --field-manager=other -f -";
+        kubectl.fails(arguments, &other, "conflict with \"kubectl\": .data.k").await;
+        kubectl.says(&format!("{arguments} --force-conflicts"), &other, &["serverside-applied"]).await;
+        kubectl
+            .says("get configmap applied -o yaml --show-managed-fields", "", &["f:k: {}", "manager: other"])
+            .await;
 
         kubectl.says("create -f -", NODE, &["node/replica-1 created"]).await;
         kubectl.says("cordon replica-1", "", &["cordoned"]).await;

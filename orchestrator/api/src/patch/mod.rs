@@ -23,11 +23,12 @@ pub enum Patch {
     Strategic(Value),
 }
 
-/// Media types that a PATCH may have, server-side apply apart.
+/// Media types that a PATCH may have; the last is server-side apply (see [`crate::managed`]).
 pub const MEDIA_TYPES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
 ];
 
 impl Patch {

@@ -1,5 +1,6 @@
 //! What can be done to resources, one module a verb.
 
+pub(crate) mod apply;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod patch;

@@ -1,12 +1,12 @@
 //! patch.
 
 use http::{Response, StatusCode};
-use pith_api::{ApiError, Reason, Subresource, meta, patch::Patch};
+use pith_api::{ApiError, Subresource, meta, patch::Patch};
 use serde_json::Value;
 
 use super::{
-    Call, read_body,
-    update::{MAX_TRIES, write},
+    Call, apply, read_body,
+    update::{MAX_TRIES, Managers, write},
 };
 use crate::{
     http::{Body, RequestBody, warn},
@@ -14,27 +14,14 @@ use crate::{
     render,
 };
 
-const APPLY: &[&str] = &["application/apply-patch+yaml", "application/apply-patch+cbor"];
-
-/// Refused until fields have managers; the text says what to do instead.
-pub(crate) fn refuse_apply(content_type: &str) -> Result<(), ApiError> {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    match APPLY.contains(&media_type) {
-        true => Err(ApiError::new(
-            Reason::UnsupportedMediaType,
-            "server-side apply is not supported by this server yet: use client-side apply (kubectl apply without \
-             --server-side), a merge patch or a strategic merge patch",
-        )),
-        false => Ok(()),
-    }
-}
-
 pub(crate) async fn patch(
     call: &Call,
     body: RequestBody,
     door: Subresource,
 ) -> Result<Response<Body>, ApiError> {
-    refuse_apply(call.content_type())?;
+    if apply::is_apply(call.content_type()) {
+        return apply::apply(call, body, door).await;
+    }
     let body = read_body(body).await?;
     let patch = Patch::parse(call.content_type(), &body)?;
     let kind = call.target.kind;
@@ -50,7 +37,7 @@ pub(crate) async fn patch(
         if pinned && named_revision(&new)?.is_some_and(|revision| revision.0 != 0) {
             return Err(ApiError::modified(kind.subject(name)));
         }
-        match write(call, &old, &current, new, door).await {
+        match write(call, &old, &current, new, door, Managers::Follow).await {
             Ok(stored) => {
                 let mut response = render::object(call, StatusCode::OK, &stored)?;
                 warn(&mut response, &warnings);
@@ -65,7 +52,7 @@ pub(crate) async fn patch(
 }
 
 /// A patch may not move an object to another name.
-fn check_identity(call: &Call, new: &mut Value, old: &Value) -> Result<(), ApiError> {
+pub(super) fn check_identity(call: &Call, new: &mut Value, old: &Value) -> Result<(), ApiError> {
     for field in ["name", "namespace"] {
         let (given, kept) = (meta::text(new, field), meta::text(old, field));
         if given.is_empty() && !kept.is_empty() {

@@ -6,11 +6,11 @@ use pith_store::Expect;
 use serde_json::{Value, json};
 
 use super::{
-    Call,
+    Call, apply,
     delete::{Options, delete_one},
-    patch::{patch, refuse_apply},
+    patch::patch,
     questions, read, read_body, token,
-    update::{MAX_TRIES, update, write},
+    update::{MAX_TRIES, Managers, update, write},
 };
 use crate::{
     http::{Body, RequestBody},
@@ -83,7 +83,7 @@ enum ScaleChange {
 async fn change_scale(call: &Call, verb: Verb, body: RequestBody) -> Result<Response<Body>, ApiError> {
     let kind = call.target.kind;
     let name = call.target.require_name()?;
-    refuse_apply(call.content_type())?;
+    apply::refuse(call.content_type())?;
     let body = read_body(body).await?;
     let change = match verb {
         Verb::Patch => ScaleChange::Patch(Patch::parse(call.content_type(), &body)?),
@@ -113,7 +113,7 @@ async fn change_scale(call: &Call, verb: Verb, body: RequestBody) -> Result<Resp
         }
         let mut new = current.clone();
         scale::apply(&wanted, &mut new);
-        match write(call, &stored, &current, new, Subresource::Main).await {
+        match write(call, &stored, &current, new, Subresource::Main, Managers::Follow).await {
             Ok(stored) => {
                 return Ok(render::value(call, StatusCode::OK, scale::of(kind, &stored.value(kind)?)));
             }

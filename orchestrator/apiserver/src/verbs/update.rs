@@ -1,11 +1,15 @@
 //! update, and the part that patches share with it: from an old object and a wanted one to what is written.
 
 use http::{Response, StatusCode};
-use pith_api::{ApiError, Subresource, meta};
+use pith_api::{
+    ApiError, Subresource,
+    managed::{self, Writer},
+    meta,
+};
 use pith_store::Expect;
 use serde_json::Value;
 
-use super::{Call, read_body, written};
+use super::{Call, apply, read_body, written};
 use crate::{
     admission,
     http::{Body, RequestBody, warn},
@@ -39,7 +43,7 @@ pub(crate) async fn update(
         if wanted.is_some_and(|wanted| wanted != old.revision && wanted.0 != 0) {
             return Err(ApiError::modified(kind.subject(name)));
         }
-        match write(call, &old, &current, value.clone(), door).await {
+        match write(call, &old, &current, value.clone(), door, Managers::Follow).await {
             Ok(stored) => {
                 let mut response = render::object(call, StatusCode::OK, &stored)?;
                 warn(&mut response, &warnings);
@@ -103,6 +107,15 @@ fn check_preconditions(call: &Call, new: &Value, old: &Value) -> Result<(), ApiE
     Ok(())
 }
 
+/// Who manages the fields of an object that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Managers {
+    /// The writer manages what it changes, where that is followed.
+    Follow,
+    /// As the new object says: the outcome of an apply.
+    Settled,
+}
+
 /// Writes `new` over `old`, through a door. What ends the life of an object that was being deleted removes it.
 pub(crate) async fn write(
     call: &Call,
@@ -110,11 +123,16 @@ pub(crate) async fn write(
     old: &Value,
     mut new: Value,
     door: Subresource,
+    managers: Managers,
 ) -> Result<Stored, PutError> {
     let kind = call.target.kind;
     let name = meta::name(old).to_owned();
     kind.default(&mut new);
     kind.prepare_update(&mut new, old, door);
+    if managers == Managers::Follow {
+        let by = Writer { manager: apply::manager(call), door, now: jiff::Timestamp::now() };
+        managed::updated(kind, old, &mut new, by);
+    }
     let admitted = admission::update(call, &mut new, old, door).await?;
     let errors = kind.validate_update(&new, old, door);
     if !errors.is_empty() {
