@@ -18,6 +18,15 @@ use crate::{
     request::Query,
 };
 
+/// Media type of `/openapi/v2` as protobuf; older clients write `@` and later ones a dot.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+fn wants_protobuf(headers: &HeaderMap) -> bool {
+    let accept = accept::header(headers);
+    let first = accept.split(',').next().unwrap_or_default();
+    first.contains("proto-openapi.spec.v2") && first.contains("+protobuf")
+}
+
 /// Compressed documents by path. There are as many as group versions, and v2.
 #[derive(Debug, Default)]
 pub(crate) struct Documents(Mutex<HashMap<String, Bytes>>);
@@ -44,9 +53,9 @@ pub(crate) fn handle(documents: &Documents, path: &str, parts: &Parts) -> Result
     match path {
         "/openapi/v3" => Ok(json(StatusCode::OK, &openapi::index())),
         "/openapi/v2" => {
-            let accept = accept::header(&parts.headers);
-            if accept.contains("openapi.spec.v2") && !accept.contains(JSON) && !accept.contains("*/*") {
-                return Err(ApiError::not_acceptable(&[JSON]));
+            if wants_protobuf(&parts.headers) {
+                let document = documents.get(V2_PROTOBUF, || Some(openapi::swagger_protobuf()))?;
+                return serve(document, V2_PROTOBUF, &hash, parts);
             }
             let document = documents.get(path, || Some(openapi::swagger().to_string().into_bytes()))?;
             serve(document, JSON, &hash, parts)

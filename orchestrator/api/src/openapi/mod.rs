@@ -18,6 +18,7 @@ use crate::{
 
 mod paths;
 mod schemas;
+mod wire;
 
 pub use schemas::Register;
 pub(crate) use schemas::{describe, undescribed};
@@ -107,6 +108,11 @@ pub fn swagger() -> Value {
         }},
         "security": [{"BearerToken": []}],
     })
+}
+
+/// `/openapi/v2` as protobuf.
+pub fn swagger_protobuf() -> Vec<u8> {
+    wire::encode(&swagger())
 }
 
 /// The kinds, their lists, and the types of meta/v1 that every group speaks.
