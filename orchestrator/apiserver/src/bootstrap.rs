@@ -1,18 +1,23 @@
 //! The objects that every cluster has from its first moment.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pith_api::{ApiError, Kind, Reason, meta};
 use pith_store::{Expect, ListRequest};
 use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     admission::services::ServiceCidr,
     objects::{Objects, Stored, failed},
     pki::token::BootstrapToken,
+    state::State,
 };
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// How soon a deleted one is back; upstream looks as often.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 fn core(plural: &str) -> &'static Kind {
     pith_api::find("", "v1", plural).expect("a core kind")
@@ -22,11 +27,29 @@ fn discovery_slices() -> &'static Kind {
     pith_api::find("discovery.k8s.io", "v1", "endpointslices").expect("a kind of the table")
 }
 
-/// Makes what is missing, and brings the Service `kubernetes` up to where the server is now.
+/// Makes again what somebody deleted, until the server stops.
+pub(crate) async fn keep(state: Arc<State>, cidr: ServiceCidr) -> std::io::Result<()> {
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // Looking begins anew at the next start.
+            _ = ticks.tick() => {}
+            () = state.stopping.cancelled() => return Ok(()),
+        }
+        let made = objects(&state.objects, &cidr, SocketAddr::from(state.advertise), Existing::Kept).await;
+        if let Err(error) = made {
+            tracing::warn!(%error, "looking after the first objects");
+        }
+    }
+}
+
+/// Makes what is missing, and at the start brings the Service `kubernetes` up to where the server is now.
 pub(crate) async fn objects(
     objects: &Objects,
     cidr: &ServiceCidr,
     advertise: SocketAddr,
+    existing: Existing,
 ) -> Result<(), ApiError> {
     for name in NAMESPACES {
         let namespace = json!({
@@ -50,7 +73,7 @@ pub(crate) async fn objects(
         },
         "status": {"loadBalancer": {}},
     });
-    make(objects, core("services"), service, Existing::Replaced).await?;
+    make(objects, core("services"), service, existing).await?;
     let endpoints = json!({
         "kind": "Endpoints", "apiVersion": "v1",
         "metadata": {
@@ -63,7 +86,7 @@ pub(crate) async fn objects(
             "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
         }],
     });
-    make(objects, core("endpoints"), endpoints, Existing::Replaced).await?;
+    make(objects, core("endpoints"), endpoints, existing).await?;
     let slice = json!({
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
         "metadata": {
@@ -74,11 +97,12 @@ pub(crate) async fn objects(
         "endpoints": [{"addresses": [advertise.ip().to_string()], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}],
     });
-    make(objects, discovery_slices(), slice, Existing::Replaced).await
+    make(objects, discovery_slices(), slice, existing).await
 }
 
+/// What happens to objects that are there already.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Existing {
+pub(crate) enum Existing {
     Kept,
     Replaced,
 }

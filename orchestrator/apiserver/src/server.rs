@@ -36,7 +36,8 @@ use crate::{
     },
     authn::certificate_identity,
     authz::BuiltinRules,
-    bootstrap, expiry,
+    bootstrap::{self, Existing},
+    expiry,
     http::{Body, BodyError, BoxError, RequestBody},
     identity::Identity,
     metrics::Metrics,
@@ -90,6 +91,7 @@ pub struct Server {
     state: Arc<State>,
     tls: Arc<ServerConfig>,
     cluster_name: String,
+    service_cidr: ServiceCidr,
 }
 
 impl fmt::Debug for Server {
@@ -114,7 +116,9 @@ impl Server {
         let tls = tls::server_config(&pki, Names::new(config.further_names, addresses))?;
         let objects = Objects { store };
         let failed = |error: pith_api::ApiError| Error::Bootstrap(error.to_string());
-        bootstrap::objects(&objects, &config.service_cidr, config.advertise).await.map_err(failed)?;
+        bootstrap::objects(&objects, &config.service_cidr, config.advertise, Existing::Replaced)
+            .await
+            .map_err(failed)?;
         let services = bootstrap::services(&objects).await.map_err(failed)?;
         let state = State {
             services: Allocations::rebuild(config.service_cidr, services.iter()),
@@ -131,7 +135,8 @@ impl Server {
             objects,
             pki,
         };
-        Ok(Self { state: Arc::new(state), tls, cluster_name: config.cluster_name })
+        let service_cidr = config.service_cidr;
+        Ok(Self { state: Arc::new(state), tls, cluster_name: config.cluster_name, service_cidr })
     }
 
     /// A client inside this process: the same router, no socket, acting as `identity`.
@@ -167,6 +172,7 @@ impl Server {
             tasks.spawn(accept(self.clone(), listener, connections.clone()));
         }
         tasks.spawn(expiry::run(self.state.clone()));
+        tasks.spawn(bootstrap::keep(self.state.clone(), self.service_cidr));
         let outcome = tokio::select! {
             // The wait for listeners may be cancelled: they are told to stop below.
             () = cancel.cancelled() => Ok(()),

@@ -204,9 +204,10 @@ impl Allocations {
         Self { cidr, taken: Arc::new(Mutex::new(taken)) }
     }
 
-    /// A Service is gone.
+    /// A Service is gone. The address of `kubernetes` is not given back: that Service comes again.
     pub(crate) fn release(&self, service: &Value) {
-        let (addresses, ports) = held(service);
+        let (mut addresses, ports) = held(service);
+        addresses.retain(|address| *address != self.cidr.first());
         lock(&self.taken).free(&meta::text(service, "uid").to_owned(), &addresses, &ports);
     }
 
