@@ -1,16 +1,68 @@
-//! `cargo xtask bench`: builds everything and hands over to `pith-bench`, which measures.
+//! `cargo xtask bench`: builds what measures and hands over to it.
+//!
+//! `pith-forward` measures forwarding and needs no cluster, so that it alone is built; `pith-bench` measures running
+//! clusters.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::build::{programs, run};
+use crate::build::{program, programs, root, run};
 use crate::image;
 
+/// Parts of `pith-forward`.
+const FORWARD: [&str; 4] = ["forward", "services", "programming", "draw"];
+
+/// `nft` with the libraries that it needs and that a machine without it may lack.
+const NFTABLES: [&str; 6] =
+    ["nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libxtables12"];
+
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    let part = arguments.iter().find(|argument| !argument.starts_with('-'));
+    // Options alone (`--quick`) mean all parts of the forwarding benchmark.
+    if part.is_none_or(|part| FORWARD.contains(&part.as_str())) {
+        return forward(arguments);
+    }
     let programs = programs()?;
     let images = image::write(&programs)?;
     let mut bench = Command::new(programs.join("pith-bench"));
     bench.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images).args(arguments);
     run(&mut bench)
+}
+
+fn forward(arguments: &[String]) -> Result<()> {
+    let mut bench = Command::new(program("pith-forward")?);
+    bench.args(arguments);
+    if !arguments.iter().any(|argument| argument.starts_with("--output")) {
+        bench.arg("--output").arg(root().join("target/bench"));
+    }
+    match nftables(&root()) {
+        Ok(Some(unpacked)) => drop(bench.arg("--unpacked").arg(unpacked)),
+        Ok(None) => {}
+        // The report then says that nftables is left out.
+        Err(error) => eprintln!("nftables: {error:#}"),
+    }
+    run(&mut bench)
+}
+
+/// Where `nft` stands unpacked on a machine that has none of its own; nothing is installed.
+fn nftables(root: &Path) -> Result<Option<PathBuf>> {
+    if Path::new("/usr/sbin/nft").exists() {
+        return Ok(None);
+    }
+    let unpacked = root.join("target/tools/nft");
+    if unpacked.join("usr/sbin/nft").exists() {
+        return Ok(Some(unpacked));
+    }
+    let packages = root.join("target/tools/nft-packages");
+    fs::create_dir_all(&packages).with_context(|| format!("create {}", packages.display()))?;
+    run(Command::new("apt-get").args(["download", "-qq"]).args(NFTABLES).current_dir(&packages))
+        .context("download it (Debian: apt-get install nftables)")?;
+    for entry in fs::read_dir(&packages).with_context(|| format!("read {}", packages.display()))? {
+        let package = entry.with_context(|| format!("read {}", packages.display()))?.path();
+        run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked))?;
+    }
+    Ok(Some(unpacked))
 }

@@ -29,6 +29,14 @@ pub(crate) fn programs() -> Result<PathBuf> {
     programs_dir()
 }
 
+/// Builds one program in release mode, and what it needs, and returns where it is.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    // `--workspace` settles features as a build of everything does, so that the two share their dependencies.
+    let arguments = ["build", "--release", "--workspace", "--bin", name];
+    run(Command::new("cargo").args(arguments).current_dir(root()))?;
+    Ok(programs_dir()?.join(name))
+}
+
 /// `target/<triple>/release`: the target is named in `.cargo/config.toml`, so cargo gives it a folder of its own.
 pub(crate) fn programs_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("find this program")?;

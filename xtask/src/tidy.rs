@@ -29,6 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pith-core", &["pith-abi"]),
     ("pith-proxy", &["pith-abi", "pith-core"]),
     ("pith-network", &["pith-abi", "pith-sys"]),
+    ("pith-forward", &["pith-proxy"]),
 ];
 
 /// These wire everything together and may use any crate.

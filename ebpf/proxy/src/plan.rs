@@ -17,6 +17,12 @@ pub struct NodeIdentity {
     pub name: Arc<str>,
 }
 
+impl NodeIdentity {
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into() }
+    }
+}
+
 /// Where traffic to a Service comes from; the two differ where their policies do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reach {
