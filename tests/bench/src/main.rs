@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod container;
 mod demo;
 mod kubernetes;
 mod memory;
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// Start a cluster with a demo workload behind a Service and leave it running.
     Demo,
+    /// One container beside crun and runc, by their command lines.
+    Container,
     /// Start times of clusters and pods, and memory.
     Start,
 }
@@ -36,6 +39,7 @@ enum Command {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
+        Command::Container => container::run(&cli.pith),
         Command::Demo => demo::run(&cli.pith, &cli.images),
         Command::Start => start::run(&cli.pith, &cli.images),
     }
