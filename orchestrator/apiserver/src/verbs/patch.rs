@@ -37,7 +37,7 @@ pub(crate) async fn patch(
         if pinned && named_revision(&new)?.is_some_and(|revision| revision.0 != 0) {
             return Err(ApiError::modified(kind.subject(name)));
         }
-        match write(call, &old, &current, new, door, Managers::Follow).await {
+        match write(call, &old, &current, new, door, Managers::Follow(door)).await {
             Ok(stored) => {
                 let mut response = render::object(call, StatusCode::OK, &stored)?;
                 warn(&mut response, &warnings);

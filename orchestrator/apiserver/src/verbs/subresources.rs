@@ -113,7 +113,8 @@ async fn change_scale(call: &Call, verb: Verb, body: RequestBody) -> Result<Resp
         }
         let mut new = current.clone();
         scale::apply(&wanted, &mut new);
-        match write(call, &stored, &current, new, Subresource::Main, Managers::Follow).await {
+        let managers = Managers::Follow(Subresource::Scale);
+        match write(call, &stored, &current, new, Subresource::Main, managers).await {
             Ok(stored) => {
                 return Ok(render::value(call, StatusCode::OK, scale::of(kind, &stored.value(kind)?)));
             }

@@ -43,7 +43,7 @@ pub(crate) async fn update(
         if wanted.is_some_and(|wanted| wanted != old.revision && wanted.0 != 0) {
             return Err(ApiError::modified(kind.subject(name)));
         }
-        match write(call, &old, &current, value.clone(), door, Managers::Follow).await {
+        match write(call, &old, &current, value.clone(), door, Managers::Follow(door)).await {
             Ok(stored) => {
                 let mut response = render::object(call, StatusCode::OK, &stored)?;
                 warn(&mut response, &warnings);
@@ -110,8 +110,8 @@ fn check_preconditions(call: &Call, new: &Value, old: &Value) -> Result<(), ApiE
 /// Who manages the fields of an object that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Managers {
-    /// The writer manages what it changes, where that is followed.
-    Follow,
+    /// The writer manages what it changes, where that is followed; recorded as written through this door.
+    Follow(Subresource),
     /// As the new object says: the outcome of an apply.
     Settled,
 }
@@ -129,8 +129,8 @@ pub(crate) async fn write(
     let name = meta::name(old).to_owned();
     kind.default(&mut new);
     kind.prepare_update(&mut new, old, door);
-    if managers == Managers::Follow {
-        let by = Writer { manager: apply::manager(call), door, now: jiff::Timestamp::now() };
+    if let Managers::Follow(through) = managers {
+        let by = Writer { manager: apply::manager(call), door: through, now: jiff::Timestamp::now() };
         managed::updated(kind, old, &mut new, by);
     }
     let admitted = admission::update(call, &mut new, old, door).await?;
