@@ -221,11 +221,11 @@ async fn further_commands() {
         kubectl.fails("replace -f -", &text, "the object has been modified").await;
         kubectl.says("apply --dry-run=server -f -", DEPLOYMENT, &["web created (server dry run)"]).await;
         kubectl.fails("get deployment web", "", "not found").await;
-        let unknown = "{apiVersion: example.com/v1, kind: Thing, metadata: {name: a}}";
+        let unknown = r#"{"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "a"}}"#;
         kubectl
             .fails("apply -f -", unknown, "no matches for kind \"Thing\" in version \"example.com/v1\"")
             .await;
-        let map = "{apiVersion: v1, kind: ConfigMap, metadata: {name: applied}, data: {k: one}}";
+        let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "applied"}, "data": {"k": "one"}}"#;
         kubectl.says("apply --server-side -f -", map, &["configmap/applied serverside-applied"]).await;
         let other = map.replace("one", "two");
         let arguments = "apply --server-side --field-manager=other -f -";
