@@ -20,9 +20,7 @@ const END: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) path: String,
-    /// The topmost part of the path that was made for this container: it goes with it, if nobody else came in.
-    made: Option<String>,
-    /// Folders of the cgroup itself that were there before: they are somebody else's, and stay.
+    /// Folders on the way to it, in any hierarchy, that were there before: they are somebody else's, and stay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     found: Vec<PathBuf>,
 }
@@ -36,30 +34,16 @@ impl Place {
             None => format!("pith-{id}"),
             Some(path) => normal(path)?,
         };
-        let exists = |path: &str| {
-            let mut roots = hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots());
-            roots.any(|root| root.join(path).is_dir())
-        };
-        let mut made = None;
-        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
-        for above in ends.map(|end| &path[..end]) {
-            if !exists(above) {
-                made = Some(above.to_owned());
-                break;
-            }
-        }
-        let roots = hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots());
-        let found = match made {
-            Some(_) => Vec::new(),
-            None => roots.map(|root| root.join(&path)).filter(|dir| dir.is_dir()).collect::<Vec<_>>(),
-        };
-        if !found.is_empty() {
-            let processes = Cgroup::open(hierarchy, &path)?.all_pids()?.len();
+        let found: Vec<PathBuf> = ways(hierarchy, &path).filter(|dir| dir.is_dir()).collect();
+        let place = Place { path, found };
+        let cgroup = Cgroup::open(hierarchy, &place.path)?;
+        if cgroup.dirs().iter().any(|dir| place.found.contains(dir)) {
+            let processes = cgroup.all_pids()?.len();
             if processes > 0 {
-                return Err(Error::CgroupInUse { path, processes });
+                return Err(Error::CgroupInUse { path: place.path, processes });
             }
         }
-        Ok(Place { path, made, found })
+        Ok(place)
     }
 
     pub(crate) fn open(&self) -> Result<Cgroup> {
@@ -69,35 +53,29 @@ impl Place {
     /// Ends whatever runs in it, and removes it.
     pub(crate) fn remove(&self) -> Result<()> {
         let cgroup = self.open()?;
-        if !self.found.is_empty() {
+        if cgroup.dirs().iter().any(|dir| self.found.contains(dir)) {
             cgroup.kill()?;
             cgroup.wait_empty(END)?;
-            for dir in cgroup.dirs().iter().filter(|dir| !self.found.contains(dir)) {
-                std::fs::remove_dir(dir).map_err(Error::io("remove", dir))?;
-            }
-            return Ok(());
-        }
-        // Removing comes first: in the usual case nobody is left, and then that is all.
-        if cgroup.delete(Duration::ZERO).is_err() {
+        } else if cgroup.delete(Duration::ZERO).is_err() {
+            // Removing came first: in the usual case nobody is left, and then that is all.
             cgroup.kill()?;
             cgroup.delete(END)?;
         }
-        self.remove_parents(cgroup.hierarchy());
+        // Folders that were made on the way stay as long as others use them.
+        for dir in ways(cgroup.hierarchy(), &self.path).filter(|dir| !self.found.contains(dir)) {
+            let _ = std::fs::remove_dir(dir);
+        }
         Ok(())
     }
+}
 
-    /// Folders above that were made for this container; they stay as long as others use them.
-    fn remove_parents(&self, hierarchy: &Hierarchy) {
-        let Some(top) = &self.made else { return };
-        let mut path = self.path.as_str();
-        while path.len() > top.len() {
-            let Some((above, _)) = path.rsplit_once('/') else { return };
-            for root in hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots()) {
-                let _ = std::fs::remove_dir(root.join(above));
-            }
-            path = above;
-        }
-    }
+/// A cgroup's folder and those above it, in every hierarchy, each before the ones above it.
+fn ways<'a>(hierarchy: &'a Hierarchy, path: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+    let roots = hierarchy.v2_root().into_iter().chain(hierarchy.v1_roots());
+    roots.flat_map(move |root| {
+        let names = Path::new(path).ancestors().filter(|above| !above.as_os_str().is_empty());
+        names.map(|above| root.join(above)).collect::<Vec<_>>()
+    })
 }
 
 fn normal(path: &Path) -> Result<String> {

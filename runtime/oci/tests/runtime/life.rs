@@ -300,6 +300,9 @@ fn deleting() {
         bundle.oci(&["delete", "--force", "deleting"]).ok();
         let (stays, gone) = (kept.exists(), !kept.join("below").exists());
         let _ = fs::remove_dir(&kept);
+        let others = fs::read_dir("/sys/fs/cgroup").expect("list").flatten();
+        let left = others.filter(|root| root.path().join("pith-oci-test-kept").exists()).count();
+        assert_eq!(left, 0, "what was made in other hierarchies is gone");
         assert!(stays && gone, "only what was made is removed");
     }
     // A cgroup in use belongs to somebody else.
