@@ -5,6 +5,7 @@
 //! one of its arguments, one after the other. Each owns a folder and cgroups named for it, and fails if one is left.
 
 mod bundle;
+mod chapters;
 mod config;
 mod engine;
 mod escapes;
@@ -24,8 +25,16 @@ fn main() -> ExitCode {
         return code;
     }
     let filters: Vec<&String> = args[1..].iter().filter(|arg| !arg.starts_with('-')).collect();
-    let tests: Vec<Test> =
-        [life::TESTS, config::TESTS, hooks::TESTS, escapes::TESTS, killed::TESTS, engine::TESTS].concat();
+    let tests: Vec<Test> = [
+        life::TESTS,
+        config::TESTS,
+        hooks::TESTS,
+        escapes::TESTS,
+        killed::TESTS,
+        engine::TESTS,
+        chapters::TESTS,
+    ]
+    .concat();
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
