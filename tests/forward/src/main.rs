@@ -55,6 +55,9 @@ struct Cli {
     /// All parts in less than five minutes, with wider intervals.
     #[arg(long, global = true)]
     quick: bool,
+    /// Numbers of Services to measure at, in place of the usual ones: `1,1000,30000`.
+    #[arg(long, global = true, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=30_000))]
+    services: Vec<u32>,
     /// Where report.json and report.html go.
     #[arg(long, global = true, default_value = "target/bench")]
     output: PathBuf,
@@ -107,7 +110,11 @@ fn measure(cli: &Cli) -> Result<Report> {
     let machine = Machine::here(versions.collect());
     // Unique enough to tell runs apart: nobody starts two in one second under one process id.
     let run = format!("{}-{}", machine.taken_at, std::process::id());
-    let plan = if cli.quick { Plan::QUICK } else { Plan::FULL };
+    let mut plan = if cli.quick { Plan::QUICK } else { Plan::FULL };
+    if !cli.services.is_empty() {
+        // Once a process, and wanted for as long as it runs.
+        plan.counts = cli.services.clone().leak();
+    }
     let (sides, programs): (&[Side], bool) = match &cli.part {
         None => (&[Side::Pod, Side::Outside], true),
         Some(Part::Services) => (&[Side::Pod], false),
