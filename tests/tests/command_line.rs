@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use pith_tests::bin_dir;
+use pith_tests::{bin_dir, missing_right};
 
 fn pith(arguments: &[&str]) -> Command {
     let mut command = Command::new(bin_dir().join("pith"));
@@ -42,6 +42,29 @@ fn exit_codes_and_words() {
         let output = pith(arguments).output().expect("pith starts");
         assert_eq!(output.status.code(), Some(code), "pith {arguments:?}:\n{}", said(&output));
         assert!(said(&output).contains(expect), "pith {arguments:?} lacks {expect:?}:\n{}", said(&output));
+    }
+}
+
+/// Refused before anything is attached or pinned.
+#[test]
+fn a_replica_without_credentials_changes_nothing() {
+    if let Some(reason) = missing_right() {
+        eprintln!("SKIPPED: a_replica_without_credentials_changes_nothing: {reason}");
+        return;
+    }
+    let nowhere = tempfile::tempdir().expect("a temporary folder");
+    let dir = nowhere.path().join("state").to_string_lossy().into_owned();
+    let pins = format!("/sys/fs/bpf/pith-refused-{}", std::process::id());
+    let cases: [(&[&str], &str); 2] = [
+        (&[], "give --join and --token, or --kubeconfig"),
+        (&["--join", "https://127.0.0.1:1", "--token", "x"], "--token"),
+    ];
+    for (more, expect) in cases {
+        let output = pith(&["replica", "--dir", &dir, "--bpf-dir", &pins]).args(more).output();
+        let output = output.expect("pith starts");
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains(expect), "no {expect:?} in:\n{}", said(&output));
+        assert!(!Path::new(&pins).exists() && !Path::new(&dir).exists(), "nothing is left of {more:?}");
     }
 }
 

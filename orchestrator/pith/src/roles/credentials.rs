@@ -26,26 +26,49 @@ pub(crate) struct Serving {
     pub(crate) key: String,
 }
 
+/// Where a replica's credentials come from.
+pub(crate) enum Source<'a> {
+    Kubeconfig(&'a Path),
+    /// `<dir>/credentials`, from an earlier join.
+    Kept,
+    Join {
+        server: &'a str,
+        token: BootstrapToken,
+    },
+}
+
+/// Decides it before anything of the replica is set up, so that a wrong command line changes nothing.
+pub(crate) fn source(args: &ReplicaArgs) -> Result<Source<'_>> {
+    if let Some(path) = &args.kubeconfig {
+        return Ok(Source::Kubeconfig(path));
+    }
+    if args.dir.join("credentials").join(KUBECONFIG).exists() {
+        return Ok(Source::Kept);
+    }
+    let (Some(server), Some(token)) = (&args.join, &args.token) else {
+        bail!("this replica has never joined: give --join and --token, or --kubeconfig");
+    };
+    Ok(Source::Join { server, token: token.parse().context("--token")? })
+}
+
 /// Joins if this replica never did, and leaves its credentials in `<dir>/credentials`.
 pub(crate) async fn obtain(
-    args: &ReplicaArgs,
+    source: Source<'_>,
+    dir: &Path,
     node: &str,
     address: IpAddr,
 ) -> Result<(kube::Client, Option<Serving>)> {
-    if let Some(path) = &args.kubeconfig {
-        return Ok((super::client_from(path).await?, None));
-    }
-    let dir = args.dir.join("credentials");
+    let dir = dir.join("credentials");
     let marker = dir.join(KUBECONFIG);
-    if !marker.exists() {
-        let (Some(server), Some(token)) = (&args.join, &args.token) else {
-            bail!("this replica has never joined: give --join and --token, or --kubeconfig");
-        };
-        let token: BootstrapToken = token.parse().context("--token")?;
-        let credentials = join(server, &token, node, &[node.to_owned()], &[address])
-            .await
-            .with_context(|| format!("join {server} as {node}"))?;
-        save(&dir, server, node, &credentials)?;
+    match source {
+        Source::Kubeconfig(path) => return Ok((super::client_from(path).await?, None)),
+        Source::Kept => {}
+        Source::Join { server, token } => {
+            let credentials = join(server, &token, node, &[node.to_owned()], &[address])
+                .await
+                .with_context(|| format!("join {server} as {node}"))?;
+            save(&dir, server, node, &credentials)?;
+        }
     }
     let read = |name: &str| {
         let path = dir.join(name);

@@ -37,6 +37,7 @@ pub(crate) fn run(args: ReplicaArgs) -> Result<()> {
 
 async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
     let tasks = Tasks::new(cancelled_by_signals()?);
+    let source = credentials::source(&args)?;
     let node = args.node_name.clone().map_or_else(crate::machine::hostname, Ok)?;
     let uplink = args.uplink.clone().map_or_else(uplink::of_default_route, Ok)?;
     let address = match args.node_ip {
@@ -47,7 +48,7 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let datapath = open_datapath(&args, &uplink, address)?;
-    let (client, serving) = credentials::obtain(&args, &node, address).await?;
+    let (client, serving) = credentials::obtain(source, &args.dir, &node, address).await?;
     let images = pith_image::Store::open(args.dir.join("images"))?;
     let identity = NodeIdentity { name: node.as_str().into() };
     tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
