@@ -106,7 +106,11 @@ impl Bundle {
 
     pub(crate) fn finish(&self, mut command: Command) -> Outcome {
         let (out, err) = (self.path("stdout"), self.path("stderr"));
-        let file = |path: &Path| fs::File::create(path).expect("create");
+        let file = |path: &Path| {
+            // A new file: the container of an earlier call goes on to write into that call's.
+            let _ = fs::remove_file(path);
+            fs::File::create_new(path).expect("create")
+        };
         let mut child = command.stdout(file(&out)).stderr(file(&err)).spawn().expect("start");
         let start = Instant::now();
         let status = loop {
