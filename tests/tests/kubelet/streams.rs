@@ -1,4 +1,4 @@
-//! Logs and exec the whole way: client, API server, kubelet, supervisor.
+//! Logs, exec and port-forward the whole way: client, API server, kubelet, supervisor.
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[test]
-fn logs_and_exec() {
+fn logs_exec_and_port_forward() {
     isolated("streams", async |mut node| {
         node.start().await;
         let client = node.remote().await;
@@ -26,6 +26,7 @@ fn logs_and_exec() {
         node.until("web", "Ready", is_ready).await;
 
         exec(&pods).await;
+        forward(&pods).await;
         logs(&node, &pods).await;
         // A kubelet that stops ends its sessions, and their processes with them.
         let params = AttachParams::default().stdout(true);
@@ -62,6 +63,15 @@ async fn exec(pods: &Api<Pod>) {
     process.stdout().expect("asked for").read_to_string(&mut text).await.expect("reads");
     let status = process.take_status().expect("once").await.expect("says how it ended");
     assert_eq!(status.status.as_deref(), Some("Success"), "{text}");
+}
+
+async fn forward(pods: &Api<Pod>) {
+    let mut forwarder = within(pods.portforward("web", &[8080])).await;
+    let mut stream = forwarder.take_stream(8080).expect("was asked for");
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.expect("writes");
+    let mut text = vec![0; 15];
+    stream.read_exact(&mut text).await.expect("reads");
+    assert_eq!(String::from_utf8_lossy(&text), "HTTP/1.1 200 OK");
 }
 
 async fn logs(node: &crate::node::Node, pods: &Api<Pod>) {

@@ -10,15 +10,11 @@
 
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt, stream::SelectAll};
+use futures::{StreamExt, stream::SelectAll};
 use tokio::{io::AsyncWriteExt, time::timeout};
-use tokio_tungstenite::tungstenite::{
-    Message,
-    protocol::{CloseFrame, frame::coding::CloseCode},
-};
 use tokio_util::io::ReaderStream;
 
-use super::{Sink, receive, send, split};
+use super::{Sink, close, receive, send, split};
 use crate::{
     exec::{Ends, ExecSession, Streams, Version, session},
     session::{Connection, ProtocolError, SessionError},
@@ -36,8 +32,6 @@ const CLOSE: u8 = 255;
 const PAYLOAD_BYTES_MAX: usize = 32 * 1024;
 /// How long output may still come after the session was told how it ended.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long the client may take to close after it was told that all is done.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// Starts the session.
 pub(crate) fn start(connection: impl Connection, version: Version, streams: Streams) -> ExecSession {
@@ -87,17 +81,12 @@ async fn serve<C: Connection>(connection: C, version: Version, ends: Ends) -> Re
     let mut reading = std::pin::pin!(reading);
     // Reading ends when the client has gone: then nothing can be written either. A client that goes as
     // soon as it has everything is no failure, so writing is asked first.
-    let mut sink = tokio::select! {
+    let sink = tokio::select! {
         biased;
         ended = writing => ended?,
         ended = &mut reading => return ended,
     };
-    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-    let _ = sink.send(Message::Close(Some(close))).await;
-    match timeout(LINGER, reading).await {
-        Ok(Err(error @ SessionError::Protocol(_))) => Err(error),
-        Ok(Ok(()) | Err(_)) | Err(_) => Ok(()),
-    }
+    close(sink, reading).await
 }
 
 type Chunks = SelectAll<futures::stream::BoxStream<'static, (u8, std::io::Result<bytes::Bytes>)>>;

@@ -5,7 +5,7 @@ use futures::{StreamExt, stream::SelectAll};
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_util::io::ReaderStream;
 
-use super::{receive, send, split};
+use super::{close, receive, send, split};
 use crate::{
     forward::{Forward, ForwardSession, WAITING_MAX},
     pipe,
@@ -66,14 +66,18 @@ async fn serve<C: Connection>(
                 send(&mut sink, channel, &bytes).await?;
             }
         }
-        Ok(())
+        Ok::<_, SessionError>(())
     };
+    let mut reading = std::pin::pin!(reading);
     // Over when the client has gone, or when every connection has ended. Until then the session waits
-    // for more connections in vain.
-    let ended = tokio::select! {
-        ended = reading => ended,
-        ended = writing => ended,
-    };
+    // for more connections in vain. A client that goes as soon as it has everything is no failure.
+    tokio::select! {
+        biased;
+        ended = writing => ended?,
+        ended = &mut reading => return ended,
+    }
+    let closed = close(sink, reading).await;
+    // Held until here: who takes connections ends the session when there can be no more.
     drop(forwards);
-    ended
+    closed
 }

@@ -1,19 +1,22 @@
 //! WebSocket after the handshake: channels of exec and port-forward, and a tunnel for SPDY.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         Error, Message,
         error::ProtocolError as Protocol,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
@@ -29,6 +32,9 @@ mod tests;
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What may wait to be written before writers wait.
 const WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the client may take to close after it was told that all is done.
+const LINGER: Duration = Duration::from_secs(5);
 
 type Source<C> = SplitStream<WebSocketStream<C>>;
 type Sink<C> = SplitSink<WebSocketStream<C>, Message>;
@@ -82,6 +88,21 @@ async fn send<C: Connection>(sink: &mut Sink<C>, channel: u8, payload: &[u8]) ->
     message.push(channel);
     message.extend_from_slice(payload);
     sink.send(Message::Binary(message.into())).await.map_err(failure)
+}
+
+/// Says that all has been sent, and waits until the client, which `reading` goes on to hear, has closed too: some throw
+/// away what they have received but not yet passed on when the connection just breaks.
+async fn close<C: Connection>(
+    mut sink: Sink<C>,
+    reading: impl Future<Output = Result<(), SessionError>>,
+) -> Result<(), SessionError> {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    // A client that has gone meanwhile has everything.
+    let _ = sink.send(Message::Close(Some(frame))).await;
+    match timeout(LINGER, reading).await {
+        Ok(Err(error @ SessionError::Protocol(_))) => Err(error),
+        Ok(Ok(()) | Err(_)) | Err(_) => Ok(()),
+    }
 }
 
 fn failure(error: Error) -> SessionError {
