@@ -34,7 +34,8 @@ impl Cluster {
         let dir = TempDir::with_prefix("pith-test-").expect("a temporary folder");
         let cluster = Self { name, dir };
         let replicas = replicas.to_string();
-        let mut arguments = vec!["up", "--detach", "--replicas", &replicas];
+        // Tests leave the machine's own interfaces alone.
+        let mut arguments = vec!["up", "--detach", "--outside", "none", "--replicas", &replicas];
         arguments.extend(more);
         let reply = cluster.pith(&arguments);
         assert!(reply.ok, "pith up failed:\n{}{}", reply.stdout, reply.stderr);

@@ -50,7 +50,7 @@ fn down_without_a_cluster_is_fine_and_up_refuses_a_foreign_folder() {
     }
     let Some(cluster) = Cluster::start(1, &[]) else { return };
     let folder = cluster.dir().to_str().expect("UTF-8").to_owned();
-    let other = cluster.pith_as("other", &["up", "--detach"], &folder);
+    let other = cluster.pith_as("other", &["up", "--detach", "--outside", "none"], &folder);
     assert!(!other.ok && other.stderr.contains("belongs to the cluster"), "{}", other.stderr);
     assert!(fs::exists(cluster.kubeconfig()).expect("readable"), "the folder is untouched");
     assert!(cluster.pith(&["down"]).ok);

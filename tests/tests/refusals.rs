@@ -121,12 +121,17 @@ fn a_port_or_subnet_in_use() {
     let settings: serde_json::Value = serde_json::from_str(&settings).expect("JSON");
     let subnet = settings["node_cidr"].as_str().expect("text");
     let name = format!("{}b", cluster.name);
-    let taken = cluster.pith_as(&name, &["up", "--detach", "--node-cidr", subnet], folder);
+    let taken =
+        cluster.pith_as(&name, &["up", "--detach", "--outside", "none", "--node-cidr", subnet], folder);
     assert!(!taken.ok && taken.stderr.contains(subnet), "{}", taken.stderr);
     let port = settings["port"].as_u64().expect("a number").to_string();
-    let taken = cluster.pith_as(&name, &["up", "--detach", "--port", &port], folder);
+    let taken = cluster.pith_as(&name, &["up", "--detach", "--outside", "none", "--port", &port], folder);
     assert!(!taken.ok && taken.stderr.contains(&port), "{}", taken.stderr);
-    let nonsense = cluster.pith_as(&name, &["up", "--detach", "--node-cidr", "300.1.1.0/24"], folder);
+    let nonsense = cluster.pith_as(
+        &name,
+        &["up", "--detach", "--outside", "none", "--node-cidr", "300.1.1.0/24"],
+        folder,
+    );
     assert!(!nonsense.ok && nonsense.stderr.contains("300.1.1.0/24"), "{}", nonsense.stderr);
     assert!(cluster.pith_as(&name, &["down"], folder).ok);
     assert_eq!(cluster.status()["replicas"][0]["ready"], true, "the running cluster is untouched");

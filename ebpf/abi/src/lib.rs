@@ -35,7 +35,7 @@ pub use service::{
 pub use socket::{PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {

@@ -34,11 +34,15 @@ pub struct NodeConfig {
     pub cluster_mask_be: u32,
     /// Interface whose packets are translated.
     pub uplink: u32,
+    /// Interface that leads to the pods' network, when translated packets for it are to go there past the
+    /// host stack; 0 leaves them to the stack. A gateway's host need not forward then.
+    pub inner: u32,
     /// [`NodeFlags`].
     pub flags: u32,
     /// Ports that translated sources are given, first and last, in the machine's byte order.
     pub snat_first: u16,
     pub snat_last: u16,
+    pub zero: u32,
     /// Cookie of the node's network namespace: only there is 127.0.0.1 the node.
     pub netns_cookie: u64,
 }
@@ -55,4 +59,4 @@ impl NodeConfig {
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 40);
+const _: () = assert!(size_of::<NodeConfig>() == 48);

@@ -83,9 +83,11 @@ impl Memory {
             cluster_net_be: u32::from_ne_bytes(cluster.0),
             cluster_mask_be: mask(cluster.1),
             uplink: 1,
+            inner: 0,
             flags: pith_abi::NodeFlags::MASQUERADE,
             snat_first: 1024,
             snat_last: 29_999,
+            zero: 0,
             netns_cookie: 1,
         };
         Self { node, node_classes: HashMap::from([(addr_be, NodeClass::OWN)]), ..Self::default() }

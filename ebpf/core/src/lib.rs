@@ -136,6 +136,8 @@ pub enum Verdict {
     /// Out of the uplink past the host stack, towards the packet's (new) destination. The stack would
     /// refuse it, because its source is an address of this node.
     Forward(Reason),
+    /// Into the pods' network past the host stack, which may not forward at all.
+    Inward(Reason),
     Drop(Reason),
 }
 
@@ -143,7 +145,7 @@ impl Verdict {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Pass(reason) | Self::Forward(reason) | Self::Drop(reason) => reason,
+            Self::Pass(reason) | Self::Forward(reason) | Self::Inward(reason) | Self::Drop(reason) => reason,
         }
     }
 }

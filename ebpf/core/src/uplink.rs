@@ -62,17 +62,13 @@ fn ingress_flow<P: Packet, T: Tables>(
 ) -> Verdict {
     match resolve_ingress(tables, node, tuple, tcp_flags) {
         Ok((to, reason)) => {
-            // What now comes from this node the stack would take for forged, what does not go to this
-            // node's pods or to itself has to leave again.
-            let stays = stays_here(tables, node, to.dst_be);
-            let hops = if stays { Hops::Keep } else { Hops::Count };
-            if !stays && header.ttl <= 1 {
+            let way = Way::to(tables, node, to.dst_be);
+            if way.is_hop() && header.ttl <= 1 {
                 return Verdict::Drop(Reason::TtlExceeded);
             }
-            match translate(packet, header, tuple, &to, hops) {
+            match translate(packet, header, tuple, &to, way.hops()) {
                 None => Verdict::Drop(Reason::RewriteFailed),
-                Some(()) if stays => Verdict::Pass(reason),
-                Some(()) => Verdict::Forward(reason),
+                Some(()) => way.verdict(reason),
             }
         }
         Err(reason) => Verdict::Pass(reason),
@@ -216,14 +212,53 @@ fn ingress_error<P: Packet, T: Tables>(
     let Some(error) = icmp::parse(packet, tables, header, node) else {
         return Verdict::Pass(Reason::UplinkPass);
     };
-    let stays = stays_here(tables, node, error.dst_be);
-    if !stays && header.ttl <= 1 {
+    let way = Way::to(tables, node, error.dst_be);
+    if way.is_hop() && header.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExceeded);
     }
-    match icmp::translate(packet, header, &error, if stays { Hops::Keep } else { Hops::Count }) {
+    match icmp::translate(packet, header, &error, way.hops()) {
         None => Verdict::Drop(Reason::RewriteFailed),
-        Some(()) if stays => Verdict::Pass(Reason::IcmpError),
-        Some(()) => Verdict::Forward(Reason::IcmpError),
+        Some(()) => way.verdict(Reason::IcmpError),
+    }
+}
+
+/// How a translated packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Stack,
+    /// Out again: it now comes from this node, which the stack would take for forged.
+    Uplink,
+    /// To the pods, on a host that is only their gateway.
+    Inner,
+}
+
+impl Way {
+    #[inline(always)]
+    fn to<T: Tables>(tables: &T, node: &NodeConfig, dst_be: u32) -> Self {
+        if node.is_local_pod(dst_be) {
+            return if node.inner == 0 { Self::Stack } else { Self::Inner };
+        }
+        if is_own(tables, node, dst_be) { Self::Stack } else { Self::Uplink }
+    }
+
+    /// Whether this is a hop that nobody else counts.
+    #[inline(always)]
+    fn is_hop(self) -> bool {
+        !matches!(self, Self::Stack)
+    }
+
+    #[inline(always)]
+    fn hops(self) -> Hops {
+        if self.is_hop() { Hops::Count } else { Hops::Keep }
+    }
+
+    #[inline(always)]
+    fn verdict(self, reason: Reason) -> Verdict {
+        match self {
+            Self::Stack => Verdict::Pass(reason),
+            Self::Uplink => Verdict::Forward(reason),
+            Self::Inner => Verdict::Inward(reason),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use pith_abi::Reason;
+use pith_abi::{NodeConfig, Reason};
 use pith_core::{Tables, Verdict, uplink};
 
 use crate::{
@@ -44,10 +44,17 @@ fn carry_out(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass(_) => tcx_action_base::TCX_NEXT,
         Verdict::Drop(_) => tcx_action_base::TCX_DROP,
-        Verdict::Forward(_) => match Maps::PACKET.node() {
-            // SAFETY: no parameters are passed: the kernel looks up route and neighbour by the packet.
-            Some(node) => unsafe { bpf_redirect_neigh(node.uplink, core::ptr::null_mut(), 0, 0) as i32 },
-            None => tcx_action_base::TCX_DROP,
-        },
+        Verdict::Forward(_) => redirect(|node| node.uplink),
+        Verdict::Inward(_) => redirect(|node| node.inner),
+    }
+}
+
+/// Out of an interface, past the host stack.
+#[inline(always)]
+fn redirect(interface: impl FnOnce(&NodeConfig) -> u32) -> i32 {
+    match Maps::PACKET.node() {
+        // SAFETY: no parameters are passed: the kernel looks up route and neighbour by the packet.
+        Some(node) => unsafe { bpf_redirect_neigh(interface(node), core::ptr::null_mut(), 0, 0) as i32 },
+        None => tcx_action_base::TCX_DROP,
     }
 }

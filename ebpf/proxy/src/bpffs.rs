@@ -55,6 +55,7 @@ impl PinError {
 #[derive(Clone, Debug)]
 pub(crate) struct Pins {
     folder: PathBuf,
+    layout: u32,
 }
 
 impl Pins {
@@ -71,7 +72,7 @@ impl Pins {
                 return Err(PinError::OtherLayout { path: folder.to_owned(), found: found.to_owned() });
             }
         }
-        let pins = Self { folder: folder.to_owned() };
+        let pins = Self { folder: folder.to_owned(), layout: LAYOUT };
         for folder in [pins.maps(), pins.links()] {
             fs::create_dir_all(&folder).map_err(PinError::io("create", &folder))?;
         }
@@ -79,7 +80,7 @@ impl Pins {
     }
 
     fn layout(&self) -> PathBuf {
-        self.folder.join(format!("layout-{LAYOUT}"))
+        self.folder.join(format!("layout-{}", self.layout))
     }
 
     fn maps(&self) -> PathBuf {
@@ -105,7 +106,28 @@ pub(crate) fn remove(folder: &Path, programs: &[&str]) -> Result<(), PinError> {
     if !folder.try_exists().map_err(PinError::io("look at", folder))? {
         return Ok(());
     }
-    let pins = Pins { folder: folder.to_owned() };
+    let mut foreign = Vec::new();
+    // Also what an earlier version left.
+    for layout in 1..=LAYOUT {
+        foreign.extend(remove_layout(&Pins { folder: folder.to_owned(), layout }, programs)?);
+    }
+    let removed = fs::remove_dir(folder);
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        other => absent_is_removed(other).map_err(PinError::io("remove", folder))?,
+    }
+    // Folders that are not ours are named where nothing else says why ours are still there.
+    if folder.exists() && foreign.is_empty() {
+        foreign = names(folder)?.iter().map(|name| folder.join(name).display().to_string()).collect();
+    }
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    Err(PinError::Foreign { path: folder.to_owned(), pins: foreign })
+}
+
+/// Removes the pins of one layout; what is left of others' in words.
+fn remove_layout(pins: &Pins, programs: &[&str]) -> Result<Vec<String>, PinError> {
     // Links first: a program without its maps' names still works, but nobody could see why.
     let links: Vec<PathBuf> = programs.iter().map(|program| pins.link(program)).collect();
     for pin in &links {
@@ -119,7 +141,7 @@ pub(crate) fn remove(folder: &Path, programs: &[&str]) -> Result<(), PinError> {
         absent_is_removed(fs::remove_file(&pin)).map_err(PinError::io("remove", &pin))?;
     }
     let mut foreign = Vec::new();
-    for folder in [pins.links(), pins.maps(), pins.layout(), pins.folder.clone()] {
+    for folder in [pins.links(), pins.maps(), pins.layout()] {
         match fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 for name in names(&folder)? {
@@ -132,14 +154,7 @@ pub(crate) fn remove(folder: &Path, programs: &[&str]) -> Result<(), PinError> {
             other => absent_is_removed(other).map_err(PinError::io("remove", &folder))?,
         }
     }
-    // Folders that are not ours are named where nothing else says why ours are still there.
-    if pins.folder.exists() && foreign.is_empty() {
-        foreign = names(folder)?.iter().map(|name| folder.join(name).display().to_string()).collect();
-    }
-    if foreign.is_empty() {
-        return Ok(());
-    }
-    Err(PinError::Foreign { path: folder.to_owned(), pins: foreign })
+    Ok(foreign)
 }
 
 /// Refuses a path that is not a folder of the cgroup v2 hierarchy.

@@ -1,49 +1,34 @@
-//! The programs and maps in the kernel: loading, pinning, adopting, attaching, removing.
-//!
-//! Invariant: what is attached stays attached when this process ends, in whatever way. Maps and links are
-//! pinned; the next process opens the same maps and puts its own programs into the same links, so that
-//! no call and no packet finds the hook empty.
+//! The datapath of one node: what is attached where, and what its programs know of the node.
 
 use std::{
-    fs, io,
+    io,
     net::Ipv4Addr,
     ops::RangeInclusive,
-    os::{fd::AsFd, unix::fs::MetadataExt},
-    panic::resume_unwind,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{MapInfo, MapType},
+    EbpfError,
     pin::PinError as AyaPinError,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
-        TestRunOptions, links::FdLink,
-    },
+    programs::{ProgramError, TcAttachType},
 };
-use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, NodeFlags, Peers,
-    Reason, Service, Tuple, default_limit, map_name,
-};
-use tracing::debug;
+use pith_abi::{NodeClass, NodeConfig, NodeFlags, Reason, default_limit, map_name};
 
 use crate::{
-    bpffs::{self, PinError, Pins},
+    bpffs::{self, PinError},
     cidr::Cidr,
-    kernel::{self, LinkTarget},
+    kernel,
+    loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
-    object::OBJECT,
     table::TableLimits,
 };
 
 /// Programs at socket calls.
 const CGROUP_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
-const UPLINK_INGRESS: &str = "uplink_ingress";
-const UPLINK_EGRESS: &str = "uplink_egress";
+pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
+pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 
 /// Every program, by the name of its link's pin.
 const PROGRAMS: [&str; 10] = [
@@ -101,16 +86,21 @@ pub struct Limits {
     pub nodes: u32,
 }
 
+impl Limits {
+    /// What the object file declares.
+    pub const DEFAULT: Self = Self {
+        frontends: default_limit::FRONTENDS,
+        services: default_limit::SERVICES,
+        backends: default_limit::BACKENDS,
+        affinity: default_limit::AFFINITY,
+        flows: default_limit::FLOWS,
+        nodes: default_limit::NODES,
+    };
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            frontends: default_limit::FRONTENDS,
-            services: default_limit::SERVICES,
-            backends: default_limit::BACKENDS,
-            affinity: default_limit::AFFINITY,
-            flows: default_limit::FLOWS,
-            nodes: default_limit::NODES,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -151,6 +141,12 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
+    #[error("let packets be forwarded: {path}")]
+    Forwarding {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cookie of this network namespace")]
     NetnsCookie(#[source] io::Error),
 }
@@ -183,8 +179,7 @@ pub struct Replayed {
 
 /// The loaded datapath of one node.
 pub struct Datapath {
-    ebpf: Ebpf,
-    pins: Pins,
+    loaded: Loaded,
     pub(crate) maps: Maps,
     node: NodeConfig,
     /// Addresses of this node, for NODES.
@@ -197,15 +192,12 @@ impl Datapath {
     /// it in the node's network namespace.
     pub fn open(config: &Config) -> Result<Self, DatapathError> {
         bpffs::check_cgroup(&config.cgroup)?;
-        let pins = Pins::open(&config.bpffs)?;
-        check_maps(&pins)?;
-        let mut ebpf = load(config, &pins)?;
+        let (mut loaded, mut maps) = Loaded::open(&config.bpffs, &config.limits)?;
         let table_limits = TableLimits {
-            frontends: size(&pins, map_name::FRONTENDS)?,
-            services: size(&pins, map_name::SERVICES)?,
-            backends: size(&pins, map_name::BACKENDS)?,
+            frontends: loaded.size(map_name::FRONTENDS)?,
+            services: loaded.size(map_name::SERVICES)?,
+            backends: loaded.size(map_name::BACKENDS)?,
         };
-        let mut maps = Maps::take(&mut ebpf)?;
         // What a former process knew of the uplink stays in force until it is said again.
         let mut node = maps.node()?;
         node.netns_cookie = kernel::netns_cookie().map_err(DatapathError::NetnsCookie)?;
@@ -218,18 +210,16 @@ impl Datapath {
             node.flags |= NodeFlags::MASQUERADE;
         }
         maps.set_node(node)?;
-        let mut datapath = Self { ebpf, pins, maps, node, own: Vec::new(), table_limits };
         for program in CGROUP_PROGRAMS {
-            datapath.attach_cgroup(program, &config.cgroup)?;
+            loaded.attach_cgroup(program, &config.cgroup)?;
         }
-        Ok(datapath)
+        Ok(Self { loaded, maps, node, own: Vec::new(), table_limits })
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
     /// translated under the first of `addresses`; node ports answer at all of them.
     pub fn attach_uplink(&mut self, interface: &str, addresses: &[Ipv4Addr]) -> Result<(), DatapathError> {
-        let index = nix::net::if_::if_nametoindex(interface)
-            .map_err(|error| DatapathError::Interface { name: interface.to_owned(), source: error.into() })?;
+        let index = interface_index(interface)?;
         self.own = addresses.to_vec();
         for address in addresses {
             self.maps.set_node_class(be(*address), NodeClass(NodeClass::OWN))?;
@@ -237,8 +227,8 @@ impl Datapath {
         self.node.uplink = index;
         self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
         self.maps.set_node(self.node)?;
-        self.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface, index)?;
-        self.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface, index)
+        self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface, UPLINK_INGRESS)?;
+        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface, UPLINK_EGRESS)
     }
 
     /// Says which addresses this node's pods have.
@@ -262,16 +252,7 @@ impl Datapath {
     /// Runs a packet, from its Ethernet header on, through a program of the uplink and the live maps; flows
     /// it begins stay. The uplink has to be attached.
     pub fn replay(&self, hook: Uplink, packet: &[u8]) -> Result<Replayed, DatapathError> {
-        let name = hook.program();
-        let failed = |source| DatapathError::Program { program: name, source };
-        let program: &SchedClassifier =
-            self.ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
-        let mut out = vec![0; packet.len()];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.data_out = Some(&mut out);
-        let result = program.test_run(options).map_err(failed)?;
-        Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
+        self.loaded.replay(hook.program(), packet)
     }
 
     /// Detaches a datapath and removes its pins, whether or not a process uses it. Pins that are not ours
@@ -279,167 +260,6 @@ impl Datapath {
     pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
         Ok(bpffs::remove(bpffs, &PROGRAMS)?)
     }
-
-    fn attach_cgroup(&mut self, name: &'static str, cgroup: &Path) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Program { program: name, source };
-        let folder = fs::File::open(cgroup).map_err(|source| PinError::Io {
-            action: "open",
-            path: cgroup.to_owned(),
-            source,
-        })?;
-        let id = folder.metadata().map_or(0, |meta| meta.ino());
-        let path = self.pins.link(name);
-        let program: &mut CgroupSockAddr =
-            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
-        let target = LinkTarget::Cgroup { id };
-        let handle = program.fd().map_err(failed)?;
-        if replaced(&path, handle.as_fd(), target, &LinkTarget::Cgroup { id: 0 })? {
-            return Ok(());
-        }
-        let link = program.attach(folder, CgroupAttachMode::Single).map_err(failed)?;
-        let link = program.take_link(link).map_err(failed)?;
-        let link = FdLink::try_from(link).map_err(|_| failed(ProgramError::NotAttached))?;
-        link.pin(&path).map_err(|source| DatapathError::PinLink { program: name, source })?;
-        Ok(())
-    }
-
-    fn attach_classifier(
-        &mut self,
-        name: &'static str,
-        kind: TcAttachType,
-        interface: &str,
-        index: u32,
-    ) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Program { program: name, source };
-        let path = self.pins.link(name);
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
-        if program.fd().is_err() {
-            program.load().map_err(failed)?;
-        }
-        let target = LinkTarget::Interface { index };
-        let handle = program.fd().map_err(failed)?;
-        if replaced(&path, handle.as_fd(), target, &LinkTarget::Interface { index: 0 })? {
-            return Ok(());
-        }
-        let link = program.attach(interface, kind).map_err(failed)?;
-        let link = program.take_link(link).map_err(failed)?;
-        // Kernels before 6.6 attach through a queueing discipline, which cannot be pinned.
-        let link = FdLink::try_from(link).map_err(|_| failed(ProgramError::NotAttached))?;
-        link.pin(&path).map_err(|source| DatapathError::PinLink { program: name, source })?;
-        Ok(())
-    }
-}
-
-const EMBEDDED: &str = "the embedded object has every program named here";
-
-/// Loads the object with its maps pinned, or opened where they are pinned already.
-fn load(config: &Config, pins: &Pins) -> Result<Ebpf, DatapathError> {
-    // A thread of its own, because what it hides stays hidden for it.
-    let loaded = thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                if let Err(error) = hide_kernel_types() {
-                    debug!(%error, "loading takes more memory than it needs");
-                }
-                load_here(config, pins)
-            })
-            .join()
-    });
-    loaded.unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-/// Hides the kernel's own type information from the calling thread. aya parses it in `EbpfLoader::new`
-/// whether or not a program needs it: 18 ms, and 20 MB that the allocator may keep.
-fn hide_kernel_types() -> io::Result<()> {
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    Ok(mount("tmpfs", "/sys/kernel/btf", "tmpfs", MountFlags::RDONLY, None)?)
-}
-
-fn load_here(config: &Config, pins: &Pins) -> Result<Ebpf, DatapathError> {
-    let limits = &config.limits;
-    let mut loader = EbpfLoader::new();
-    // Nothing in the programs depends on the kernel's own types.
-    loader.btf(None);
-    loader
-        .map_max_entries(map_name::FRONTENDS, limits.frontends)
-        .map_max_entries(map_name::SERVICES, limits.services)
-        .map_max_entries(map_name::BACKENDS, limits.backends)
-        .map_max_entries(map_name::AFFINITY, limits.affinity)
-        .map_max_entries(map_name::FLOWS, limits.flows)
-        .map_max_entries(map_name::FORWARD, limits.flows)
-        .map_max_entries(map_name::NODES, limits.nodes);
-    for name in map_name::ALL {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    loader.load(OBJECT).map_err(DatapathError::Load)
-}
-
-/// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 10] = [
-    (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
-    (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
-    (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
-    (map_name::AFFINITY, MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>()),
-    (map_name::PEERS, MapType::SkStorage, size_of::<u32>(), size_of::<Peers>()),
-    (map_name::FLOWS, MapType::Hash, size_of::<Tuple>(), size_of::<Flow>()),
-    (map_name::FORWARD, MapType::Hash, size_of::<Tuple>(), size_of::<Tuple>()),
-    (map_name::NODES, MapType::Hash, size_of::<u32>(), size_of::<NodeClass>()),
-    (map_name::NODE, MapType::Array, size_of::<u32>(), size_of::<NodeConfig>()),
-    (map_name::REASONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
-];
-
-/// Refuses pinned maps that are not what the programs expect.
-fn check_maps(pins: &Pins) -> Result<(), DatapathError> {
-    for (name, kind, key, value) in MAPS {
-        let path = pins.map(name);
-        if !path.exists() {
-            continue;
-        }
-        let failed = |source| MapAccess::Kernel { map: name, source };
-        let info = MapInfo::from_pin(&path).map_err(failed)?;
-        let found = (info.map_type().map_err(failed)?, info.key_size() as usize, info.value_size() as usize);
-        if found != (kind, key, value) {
-            let found = format!("{:?} with keys of {} and values of {} bytes", found.0, found.1, found.2);
-            return Err(DatapathError::ForeignMap { path, found });
-        }
-    }
-    Ok(())
-}
-
-/// Entries that a pinned map can hold.
-fn size(pins: &Pins, name: &'static str) -> Result<u32, DatapathError> {
-    let info = MapInfo::from_pin(pins.map(name)).map_err(|source| MapAccess::Kernel { map: name, source })?;
-    Ok(info.max_entries())
-}
-
-/// Puts a program into the link pinned at `path`; `false` when a link has to be made, because there is
-/// none or because what it was attached to is gone.
-fn replaced(
-    path: &Path,
-    program: std::os::fd::BorrowedFd<'_>,
-    wanted: LinkTarget,
-    gone: &LinkTarget,
-) -> Result<bool, DatapathError> {
-    let failed = |source| DatapathError::Link { path: path.to_owned(), source };
-    let link = match kernel::open_pin(path) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(failed(error)),
-    };
-    let target = kernel::link_target(link.as_fd()).map_err(failed)?;
-    if target == *gone {
-        fs::remove_file(path).map_err(failed)?;
-        return Ok(false);
-    }
-    if target != wanted {
-        return Err(DatapathError::LinkElsewhere { path: path.to_owned(), wanted: format!("{wanted:?}") });
-    }
-    kernel::update_link(link.as_fd(), program).map_err(failed)?;
-    Ok(true)
 }
 
 /// An address as it lies in packets.

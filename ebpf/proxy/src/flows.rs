@@ -3,11 +3,16 @@
 //! Invariant: a record goes before its index, so that a packet between the two finds no flow rather than
 //! half of one. Programs go on without this process; flows then only stay longer than they need.
 
+use std::time::Duration;
+
 use aya::maps::MapError;
 use pith_abi::{Flow, FlowFlags, Tuple, proto};
 use pith_core::flow;
 
 use crate::maps::Maps;
+
+/// How often flows that are over are collected.
+pub(crate) const COLLECT_EVERY: Duration = Duration::from_secs(5);
 
 /// What a round of collection came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

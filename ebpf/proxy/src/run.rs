@@ -3,7 +3,7 @@
 //! One task owns everything. It waits for events, takes in all that are there, then plans and writes what
 //! changed, so that a burst of changes to a Service costs one generation.
 
-use std::{collections::BTreeSet, fmt::Debug, net::Ipv4Addr, pin::Pin, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, net::Ipv4Addr, pin::Pin};
 
 use futures::{FutureExt, Stream, StreamExt, stream};
 use k8s_openapi::api::{
@@ -23,15 +23,12 @@ use tracing::{debug, info, warn};
 use crate::{
     cidr::Cidr,
     datapath::{Datapath, DatapathError, be},
-    flows,
+    flows::{self, COLLECT_EVERY},
     plan::{NodeIdentity, ServicePlan},
     service::{self, ServiceName},
     table::{ApplyError, Table},
     world::{Change, Event, World},
 };
-
-/// How often flows that are over are collected.
-const COLLECT_EVERY: Duration = Duration::from_secs(5);
 
 /// Events taken in before the maps are written, so that a steady stream cannot put that off for ever.
 const MAX_BATCH: usize = 4096;

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use pith_abi::Reason;
+use pith_abi::{LAYOUT, Reason};
 use pith_proxy::{Datapath, service::Protocol, table::Table};
 use support::{DEADLINE, Demo, Sandbox, at};
 
@@ -209,17 +209,18 @@ fn foreign_pins_are_named_and_left() {
         let config = sandbox.config();
         let map = aya::maps::Array::<_, u32>::create(1, 0).expect("a map");
         drop(open(sandbox));
-        map.pin(config.bpffs.join("layout-1/maps/theirs")).expect("a name for it");
+        map.pin(config.bpffs.join(format!("layout-{LAYOUT}/maps/theirs"))).expect("a name for it");
 
         let error = Datapath::remove(&config.bpffs).expect_err("something is left").to_string();
-        assert!(error.contains("layout-1/maps/theirs (a map of user 0)"), "{error}");
-        let left: Vec<_> = std::fs::read_dir(config.bpffs.join("layout-1/maps"))
+        assert!(error.contains("maps/theirs (a map of user 0)"), "{error}");
+        let left: Vec<_> = std::fs::read_dir(config.bpffs.join(format!("layout-{LAYOUT}/maps")))
             .expect("the folder is there")
             .map(|entry| entry.expect("readable").file_name())
             .collect();
         assert_eq!(left, ["theirs"]);
 
-        std::fs::rename(config.bpffs.join("layout-1"), config.bpffs.join("layout-7")).expect("a name");
+        std::fs::rename(config.bpffs.join(format!("layout-{LAYOUT}")), config.bpffs.join("layout-7"))
+            .expect("a name");
         let error = Datapath::open(&config).err().expect("another layout").to_string();
         assert!(error.contains("holds pins of layout 7"), "{error}");
         Datapath::remove(&config.bpffs).expect_err("another layout is not ours to remove");

@@ -9,7 +9,7 @@ mod support;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddrV4, TcpListener, TcpStream},
     thread,
 };
 
@@ -21,7 +21,7 @@ use pith_core::{
     uplink,
 };
 use pith_proxy::{Cidr, Datapath, Uplink, service::Protocol, table::Table};
-use support::{DEADLINE, Demo, Namespace, Sandbox, at, ip};
+use support::{DEADLINE, Demo, Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
 
 const OUTSIDE: [u8; 4] = [172, 30, 0, 1];
 const NODE: [u8; 4] = [172, 30, 0, 2];
@@ -90,56 +90,6 @@ fn open(sandbox: &Sandbox) -> (Datapath, Table) {
     let (maps, limits) = datapath.service_maps();
     let table = Table::adopt(maps, limits).expect("the maps can be read");
     (datapath, table)
-}
-
-/// Servers that tell each client under which address they see it.
-fn serve_tcp(address: SocketAddrV4) {
-    let listener = TcpListener::bind(address).expect("a server's address");
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let Ok(IpAddr::V4(client)) = stream.peer_addr().map(|peer| peer.ip()) else { return };
-            // A client that went away is its own business.
-            let _ = stream.write_all(&client.octets());
-        }
-    });
-}
-
-fn serve_udp(address: SocketAddrV4) {
-    let socket = UdpSocket::bind(address).expect("a server's address");
-    thread::spawn(move || {
-        let mut buffer = [0; 16];
-        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            let IpAddr::V4(seen) = client.ip() else { return };
-            if socket.send_to(&seen.octets(), client).is_err() {
-                return;
-            }
-        }
-    });
-}
-
-fn ask_tcp(server: SocketAddrV4) -> Result<[u8; 4], ErrorKind> {
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&server.into(), DEADLINE)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    ask().map_err(|error| error.kind())
-}
-
-fn ask_udp(server: SocketAddrV4) -> Result<[u8; 4], ErrorKind> {
-    let ask = || {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.connect(server)?;
-        socket.send(b"?")?;
-        let mut answer = [0; 4];
-        socket.recv(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    ask().map_err(|error| error.kind())
 }
 
 #[test]
@@ -323,7 +273,7 @@ fn programs_do_what_the_core_says() {
             let action = match verdict {
                 Verdict::Pass(_) => -1,
                 Verdict::Drop(_) => 2,
-                Verdict::Forward(_) => 7,
+                Verdict::Forward(_) | Verdict::Inward(_) => 7,
             };
             let before = network.count(verdict.reason());
             let replayed = network.datapath.replay(hook, &packet.0).expect("a packet can be replayed");

@@ -88,6 +88,10 @@ pub(crate) struct UpArgs {
     /// The API server's port [default: 6443, or the next free one].
     #[arg(long)]
     pub(crate) port: Option<u16>,
+    /// The interface through which pods reach the outside under this machine's address: `auto` is that of
+    /// the default route, `none` keeps pods in [default: as in the first `up`, else auto].
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) outside: Option<String>,
     #[command(flatten)]
     pub(crate) graces: GraceArgs,
 }
@@ -196,6 +200,19 @@ pub(crate) struct PrimaryArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub(crate) service_cidr: String,
+    /// A network behind this machine that leaves under its address: the interface that leads there. `pith up`
+    /// names its bridge.
+    #[arg(long, value_name = "INTERFACE", requires_all = ["gateway_cidr", "outside", "gateway_bpf_dir"])]
+    pub(crate) gateway_to: Option<String>,
+    /// The addresses of that network.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) gateway_cidr: Option<String>,
+    /// The interface through which it leaves.
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) outside: Option<String>,
+    /// Where the gateway's maps and links are pinned.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) gateway_bpf_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) graces: GraceArgs,
 }

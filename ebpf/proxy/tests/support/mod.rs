@@ -5,8 +5,8 @@
 
 use std::{
     fs,
-    io::ErrorKind,
-    net::SocketAddrV4,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     process::Command,
@@ -231,4 +231,54 @@ impl Demo {
 
 pub(crate) fn at(address: [u8; 4], port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address.into(), port)
+}
+
+/// Servers that tell each client under which address they see it.
+pub(crate) fn serve_tcp(address: SocketAddrV4) {
+    let listener = TcpListener::bind(address).expect("a server's address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let Ok(IpAddr::V4(client)) = stream.peer_addr().map(|peer| peer.ip()) else { return };
+            // A client that went away is its own business.
+            let _ = stream.write_all(&client.octets());
+        }
+    });
+}
+
+pub(crate) fn serve_udp(address: SocketAddrV4) {
+    let socket = UdpSocket::bind(address).expect("a server's address");
+    thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            let IpAddr::V4(seen) = client.ip() else { return };
+            if socket.send_to(&seen.octets(), client).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+pub(crate) fn ask_tcp(server: SocketAddrV4) -> Result<[u8; 4], ErrorKind> {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&server.into(), DEADLINE)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    ask().map_err(|error| error.kind())
+}
+
+pub(crate) fn ask_udp(server: SocketAddrV4) -> Result<[u8; 4], ErrorKind> {
+    let ask = || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.connect(server)?;
+        socket.send(b"?")?;
+        let mut answer = [0; 4];
+        socket.recv(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    ask().map_err(|error| error.kind())
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use pith_cgroup::{Hierarchy, remove_tree as remove_cgroup_tree};
 use pith_network::names::ClusterName;
+use pith_proxy::Datapath;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::cli::DownArgs;
@@ -94,9 +95,20 @@ fn remove_network(cluster: &Cluster) -> Result<()> {
     pith_network::topology::remove(&ClusterName::parse(&cluster.name)?).context("remove the network")
 }
 
-/// Pins go with their folder; programs and maps go with their last pin.
+/// Each replica's datapath, and the gateway, are detached at once; programs and maps go with their last pin.
 fn remove_pins(cluster: &Cluster) -> Result<()> {
-    remove_tree(&cluster.bpf_dir())?;
+    match fs::read_dir(cluster.bpf_dir()) {
+        Ok(entries) => {
+            for entry in entries {
+                let folder = entry.with_context(|| format!("read {}", cluster.bpf_dir().display()))?.path();
+                Datapath::remove(&folder)?;
+            }
+            fs::remove_dir(cluster.bpf_dir())
+                .with_context(|| format!("remove {}", cluster.bpf_dir().display()))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", cluster.bpf_dir().display())),
+    }
     if !cluster.bpffs_note().exists() {
         return Ok(());
     }

@@ -41,6 +41,13 @@ pub(crate) struct Settings {
     pub(crate) replicas: u16,
     #[serde(default)]
     pub(crate) graces: GraceArgs,
+    /// What `--outside` said.
+    #[serde(default = "outside_by_default")]
+    pub(crate) outside: String,
+}
+
+fn outside_by_default() -> String {
+    "auto".to_owned()
 }
 
 /// The folders of one cluster. They may not exist yet, or no more.
@@ -87,6 +94,11 @@ impl Cluster {
     /// Where the cluster's maps and links are pinned.
     pub(crate) fn bpf_dir(&self) -> PathBuf {
         Path::new(BPF_DIR).join(format!("pith-{}", self.name))
+    }
+
+    /// Where those of the way out of this machine are.
+    pub(crate) fn gateway_bpf_dir(&self) -> PathBuf {
+        self.bpf_dir().join("gateway")
     }
 
     /// Exists when `up` had to mount the bpffs itself: then `down` unmounts it. Outside the run folder, since
@@ -201,6 +213,7 @@ mod tests {
             port: 6443,
             replicas: 3,
             graces: GraceArgs::default(),
+            outside: "none".into(),
         };
         mine.save(&settings).expect("saved");
         let error = mine.settings().expect_err("another name").to_string();

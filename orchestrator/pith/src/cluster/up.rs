@@ -24,10 +24,10 @@ use tokio::task::JoinSet;
 
 use crate::cli::UpArgs;
 use crate::cluster::process::write_atomically;
-use crate::cluster::{BPF_DIR, Cluster, Settings, down, replica_name, status};
+use crate::cluster::{BPF_DIR, Cluster, Settings, down, outside_by_default, replica_name, status};
 use crate::doctor;
 use crate::machine::require_root;
-use crate::roles::client_from;
+use crate::roles::{client_from, uplink};
 use crate::token;
 
 const FIRST_PORT: u16 = 6443;
@@ -82,7 +82,7 @@ async fn start(cluster: &Cluster, args: &UpArgs) -> Result<Vec<(String, Child)>>
     mount_bpffs(cluster)?;
 
     let mut children = Vec::new();
-    children.extend(start_primary(cluster, &settings, topology.addressing.host()).await?);
+    children.extend(start_primary(cluster, &settings, &topology, way_out(&settings.outside)?).await?);
     let client = client_from(&cluster.kubeconfig()).await?;
     children.extend(start_replicas(cluster, &settings, &topology, &client).await?);
     wait_for_nodes(client, settings.replicas).await?;
@@ -125,6 +125,7 @@ fn settle(
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
             graces: args.graces.clone(),
+            outside: args.outside.clone().unwrap_or_else(outside_by_default),
         });
     };
     let fixed = [
@@ -148,6 +149,9 @@ fn settle(
     }
     settings.replicas = args.replicas;
     settings.graces = args.graces.or(&settings.graces);
+    if let Some(outside) = &args.outside {
+        settings.outside.clone_from(outside);
+    }
     Ok(settings)
 }
 
@@ -185,11 +189,36 @@ fn mount_bpffs(cluster: &Cluster) -> Result<()> {
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))
 }
 
+/// The interface through which pods reach the outside, if there is one that can be used.
+fn way_out(outside: &str) -> Result<Option<String>> {
+    let interface = match outside {
+        "none" => return Ok(None),
+        "auto" => match uplink::of_default_route() {
+            Ok(interface) => interface,
+            Err(_) => {
+                println!("pods cannot reach the outside: this machine has no default route");
+                return Ok(None);
+            }
+        },
+        name => name.to_owned(),
+    };
+    if uplink::is_ethernet(&interface) && uplink::first_address(&interface).is_ok() {
+        return Ok(Some(interface));
+    }
+    if outside != "auto" {
+        bail!("--outside {interface}: not an Ethernet interface with an IPv4 address");
+    }
+    println!("pods cannot reach the outside: {interface} is not an Ethernet interface with an IPv4 address");
+    Ok(None)
+}
+
 async fn start_primary(
     cluster: &Cluster,
     settings: &Settings,
-    host: Ipv4Addr,
+    topology: &Topology,
+    way_out: Option<String>,
 ) -> Result<Option<(String, Child)>> {
+    let host = topology.addressing.host();
     let daemon = cluster.daemon("primary");
     if daemon.running()?.is_some() {
         return Ok(None);
@@ -202,6 +231,10 @@ async fn start_primary(
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());
     command.arg("--listen").arg(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port)).to_string());
+    if let Some(outside) = way_out {
+        command.args(["--gateway-to", &topology.bridge, "--gateway-cidr", &settings.node_cidr]);
+        command.args(["--outside", &outside]).arg("--gateway-bpf-dir").arg(cluster.gateway_bpf_dir());
+    }
     let child = daemon.start(command).await?;
     let kubeconfig = cluster.primary_dir().join("kubeconfig");
     let text = fs::read_to_string(&kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;

@@ -15,7 +15,7 @@ pub(crate) mod proxy;
 pub(crate) mod replica;
 mod surroundings;
 mod tasks;
-mod uplink;
+pub(crate) mod uplink;
 
 /// A client with the credentials of a kubeconfig file.
 pub(crate) async fn client_from(kubeconfig: &Path) -> Result<Client> {

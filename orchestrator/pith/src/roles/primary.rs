@@ -10,12 +10,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use pith_apiserver::{Config, Identity, Server};
 use pith_controllers::Options;
+use pith_proxy::{Gateway, GatewayConfig};
 use pith_store::Embedded;
 use tokio::net::TcpListener;
 
 use super::credentials::write_private;
 use super::tasks::Tasks;
-use super::{cancelled_by_signals, notify_ready};
+use super::{cancelled_by_signals, notify_ready, uplink};
 use crate::cli::PrimaryArgs;
 
 /// The API is mostly waiting; more threads would only cost memory.
@@ -67,10 +68,32 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
     let controllers = server.client(Identity::controllers());
     tasks.start("controllers", pith_controllers::run(controllers, options, tasks.cancel()));
     tasks.start("scheduler", pith_scheduler::run(server.client(Identity::scheduler()), tasks.cancel()));
+    if let Some(gateway) = gateway(&args)? {
+        tasks.start("gateway", gateway.run(tasks.cancel()));
+    }
     let cancel = tasks.cancel();
     tasks.start("API server", async move { server.serve(listeners, cancel).await });
     notify_ready();
     tasks.finish().await
+}
+
+/// The way out for the network behind this machine, if there is one.
+fn gateway(args: &PrimaryArgs) -> Result<Option<Gateway>> {
+    let (Some(inner), Some(network), Some(uplink), Some(bpffs)) =
+        (&args.gateway_to, &args.gateway_cidr, &args.outside, &args.gateway_bpf_dir)
+    else {
+        return Ok(None);
+    };
+    fs::create_dir_all(bpffs).with_context(|| format!("create {}", bpffs.display()))?;
+    let config = GatewayConfig {
+        bpffs: bpffs.clone(),
+        inner: inner.clone(),
+        network: network.parse().context("--gateway-cidr")?,
+        uplink: uplink.clone(),
+        address: uplink::first_address(uplink)?,
+    };
+    let gateway = Gateway::open(&config).with_context(|| format!("leave by {uplink}: see `pith doctor`"))?;
+    Ok(Some(gateway))
 }
 
 /// The administrator's credentials, for the last of the addresses: in `pith up` the one on loopback.

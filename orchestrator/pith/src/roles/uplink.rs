@@ -21,6 +21,13 @@ fn default_of(table: &str) -> Option<String> {
     routes.min().map(|(_, interface)| interface)
 }
 
+/// Whether packets of an interface begin with an Ethernet header (`ARPHRD_ETHER`, netdevice(7)), which the
+/// eBPF programs expect.
+pub(crate) fn is_ethernet(interface: &str) -> bool {
+    let kind = fs::read_to_string(format!("/sys/class/net/{interface}/type"));
+    kind.is_ok_and(|kind| kind.trim() == "1")
+}
+
 /// The first IPv4 address of an interface.
 pub(crate) fn first_address(interface: &str) -> Result<Ipv4Addr> {
     let mut addresses = getifaddrs().context("list addresses")?;

@@ -1,0 +1,237 @@
+//! The object in the kernel: its programs loaded, its maps pinned or adopted, its links put in place.
+//!
+//! Invariant: what is attached stays attached when this process ends, in whatever way. Maps and links are
+//! pinned; the next process opens the same maps and puts its own programs into the same links, so that
+//! no call and no packet finds the hook empty.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    panic::resume_unwind,
+    path::Path,
+    thread,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapInfo, MapType},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
+        TestRunOptions, links::FdLink,
+    },
+};
+use pith_abi::{
+    Affinity, AffinityKey, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Peers, Service,
+    Tuple, map_name,
+};
+use tracing::debug;
+
+use crate::{
+    bpffs::{PinError, Pins},
+    datapath::{DatapathError, Limits, Replayed},
+    kernel::{self, LinkTarget},
+    maps::{MapAccess, Maps},
+    object::OBJECT,
+};
+
+const EMBEDDED: &str = "the embedded object has every program named here";
+
+/// The programs of one folder of pins.
+pub(crate) struct Loaded {
+    ebpf: Ebpf,
+    pins: Pins,
+}
+
+impl Loaded {
+    /// Loads the object and makes or adopts the maps in `folder`.
+    pub(crate) fn open(folder: &Path, limits: &Limits) -> Result<(Self, Maps), DatapathError> {
+        let pins = Pins::open(folder)?;
+        check_maps(&pins)?;
+        let mut ebpf = load(limits, &pins)?;
+        let maps = Maps::take(&mut ebpf)?;
+        Ok((Self { ebpf, pins }, maps))
+    }
+
+    /// Entries that a map can hold.
+    pub(crate) fn size(&self, name: &'static str) -> Result<u32, DatapathError> {
+        let info = MapInfo::from_pin(self.pins.map(name))
+            .map_err(|source| MapAccess::Kernel { map: name, source })?;
+        Ok(info.max_entries())
+    }
+
+    pub(crate) fn attach_cgroup(&mut self, name: &'static str, cgroup: &Path) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Program { program: name, source };
+        let folder = fs::File::open(cgroup).map_err(|source| PinError::Io {
+            action: "open",
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        let id = folder.metadata().map_or(0, |meta| meta.ino());
+        let path = self.pins.link(name);
+        let program: &mut CgroupSockAddr =
+            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        let target = LinkTarget::Cgroup { id };
+        let handle = program.fd().map_err(failed)?;
+        if replaced(&path, handle.as_fd(), target, &LinkTarget::Cgroup { id: 0 })? {
+            return Ok(());
+        }
+        let link = program.attach(folder, CgroupAttachMode::Single).map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        let link = FdLink::try_from(link).map_err(|_| failed(ProgramError::NotAttached))?;
+        link.pin(&path).map_err(|source| DatapathError::PinLink { program: name, source })?;
+        Ok(())
+    }
+
+    /// Attaches a classifier to an interface of this network namespace; its link is pinned as `pin`.
+    pub(crate) fn attach_classifier(
+        &mut self,
+        name: &'static str,
+        kind: TcAttachType,
+        interface: &str,
+        pin: &str,
+    ) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Program { program: name, source };
+        let index = interface_index(interface)?;
+        let path = self.pins.link(pin);
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        let target = LinkTarget::Interface { index };
+        let handle = program.fd().map_err(failed)?;
+        if replaced(&path, handle.as_fd(), target, &LinkTarget::Interface { index: 0 })? {
+            return Ok(());
+        }
+        let link = program.attach(interface, kind).map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        // Kernels before 6.6 attach through a queueing discipline, which cannot be pinned.
+        let link = FdLink::try_from(link).map_err(|_| failed(ProgramError::NotAttached))?;
+        link.pin(&path).map_err(|source| DatapathError::PinLink { program: name, source })?;
+        Ok(())
+    }
+
+    /// Runs a packet, from its Ethernet header on, through a classifier that was attached.
+    pub(crate) fn replay(&self, name: &'static str, packet: &[u8]) -> Result<Replayed, DatapathError> {
+        let failed = |source| DatapathError::Program { program: name, source };
+        let program: &SchedClassifier =
+            self.ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        let mut out = vec![0; packet.len()];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        let result = program.test_run(options).map_err(failed)?;
+        Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
+    }
+}
+
+/// Index of an interface of this network namespace.
+pub(crate) fn interface_index(name: &str) -> Result<u32, DatapathError> {
+    nix::net::if_::if_nametoindex(name)
+        .map_err(|error| DatapathError::Interface { name: name.to_owned(), source: error.into() })
+}
+
+/// Loads the object with its maps pinned, or opened where they are pinned already.
+fn load(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
+    // A thread of its own, because what it hides stays hidden for it.
+    let loaded = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                if let Err(error) = hide_kernel_types() {
+                    debug!(%error, "loading takes more memory than it needs");
+                }
+                load_here(limits, pins)
+            })
+            .join()
+    });
+    loaded.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Hides the kernel's own type information from the calling thread. aya parses it in `EbpfLoader::new`
+/// whether or not a program needs it: 18 ms, and 20 MB that the allocator may keep.
+fn hide_kernel_types() -> io::Result<()> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    Ok(mount("tmpfs", "/sys/kernel/btf", "tmpfs", MountFlags::RDONLY, None)?)
+}
+
+fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    // Nothing in the programs depends on the kernel's own types.
+    loader.btf(None);
+    loader
+        .map_max_entries(map_name::FRONTENDS, limits.frontends)
+        .map_max_entries(map_name::SERVICES, limits.services)
+        .map_max_entries(map_name::BACKENDS, limits.backends)
+        .map_max_entries(map_name::AFFINITY, limits.affinity)
+        .map_max_entries(map_name::FLOWS, limits.flows)
+        .map_max_entries(map_name::FORWARD, limits.flows)
+        .map_max_entries(map_name::NODES, limits.nodes);
+    for name in map_name::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.load(OBJECT).map_err(DatapathError::Load)
+}
+
+/// What each map is: the kernel's type, and the sizes of its keys and values.
+const MAPS: [(&str, MapType, usize, usize); 10] = [
+    (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
+    (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
+    (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
+    (map_name::AFFINITY, MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>()),
+    (map_name::PEERS, MapType::SkStorage, size_of::<u32>(), size_of::<Peers>()),
+    (map_name::FLOWS, MapType::Hash, size_of::<Tuple>(), size_of::<Flow>()),
+    (map_name::FORWARD, MapType::Hash, size_of::<Tuple>(), size_of::<Tuple>()),
+    (map_name::NODES, MapType::Hash, size_of::<u32>(), size_of::<NodeClass>()),
+    (map_name::NODE, MapType::Array, size_of::<u32>(), size_of::<NodeConfig>()),
+    (map_name::REASONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
+];
+
+/// Refuses pinned maps that are not what the programs expect.
+fn check_maps(pins: &Pins) -> Result<(), DatapathError> {
+    for (name, kind, key, value) in MAPS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let failed = |source| MapAccess::Kernel { map: name, source };
+        let info = MapInfo::from_pin(&path).map_err(failed)?;
+        let found = (info.map_type().map_err(failed)?, info.key_size() as usize, info.value_size() as usize);
+        if found != (kind, key, value) {
+            let found = format!("{:?} with keys of {} and values of {} bytes", found.0, found.1, found.2);
+            return Err(DatapathError::ForeignMap { path, found });
+        }
+    }
+    Ok(())
+}
+
+/// Puts a program into the link pinned at `path`; `false` when a link has to be made, because there is
+/// none or because what it was attached to is gone.
+fn replaced(
+    path: &Path,
+    program: BorrowedFd<'_>,
+    wanted: LinkTarget,
+    gone: &LinkTarget,
+) -> Result<bool, DatapathError> {
+    let failed = |source| DatapathError::Link { path: path.to_owned(), source };
+    let link = match kernel::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    let target = kernel::link_target(link.as_fd()).map_err(failed)?;
+    if target == *gone {
+        fs::remove_file(path).map_err(failed)?;
+        return Ok(false);
+    }
+    if target != wanted {
+        return Err(DatapathError::LinkElsewhere { path: path.to_owned(), wanted: format!("{wanted:?}") });
+    }
+    kernel::update_link(link.as_fd(), program).map_err(failed)?;
+    Ok(true)
+}
