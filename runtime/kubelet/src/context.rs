@@ -1,7 +1,7 @@
 //! What all pods of a node share, and what the tasks of one pod share among themselves.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::IpAddr,
     path::PathBuf,
@@ -52,7 +52,12 @@ pub(crate) struct Context {
     pub(crate) starts: Semaphore,
     /// The node's own /etc/resolv.conf.
     pub(crate) resolv: String,
+    /// What this machine does not allow, as far as it has been logged.
+    pub(crate) notices: Mutex<BTreeSet<String>>,
 }
+
+/// The machine is the same for all pods: what it does not allow is said once. There are far fewer such texts.
+const NOTICES_MAX: usize = 64;
 
 impl Context {
     /// Waits until the network is set up; the reason it is not, after `deadline`.
@@ -62,6 +67,12 @@ impl Context {
             Ok(_) => Ok(()),
             Err(_) => self.network_state.borrow().clone(),
         }
+    }
+
+    /// Whether this notice about the machine has not been given before.
+    pub(crate) fn is_news(&self, notice: &str) -> bool {
+        let mut known = self.notices.lock().expect("no holder of this lock panics");
+        known.len() < NOTICES_MAX && known.insert(notice.to_owned())
     }
 
     pub(crate) fn dns(&self) -> Dns {

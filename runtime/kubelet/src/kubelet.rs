@@ -1,6 +1,11 @@
 //! Puts the parts together and runs them until told to stop.
 
-use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use pith_cgroup::{Cgroup, Hierarchy};
 use tokio::{
@@ -78,6 +83,7 @@ impl Kubelet {
             services,
             starts: Semaphore::new(parallel),
             resolv: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            notices: Mutex::default(),
             config,
         });
         let cells = watch::Sender::new(HashMap::new());

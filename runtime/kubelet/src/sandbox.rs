@@ -107,7 +107,9 @@ fn spawn(cell: &PodCell) -> Result<Supervisor, SandboxError> {
     };
     let supervisor = Supervisor::spawn(&cell.node.podd, &sandbox)?;
     for notice in supervisor.notices() {
-        tracing::info!(pod = %cell.id, notice, "the supervisor does without");
+        if cell.node.is_news(notice) {
+            tracing::info!(notice, "the supervisors of pods do without");
+        }
     }
     Ok(supervisor)
 }
