@@ -24,24 +24,32 @@ fn exit_codes_and_words() {
     let broken = nowhere.path().join("broken.tar");
     std::fs::write(&broken, b"this is no archive").expect("writable");
     let broken = broken.to_str().expect("UTF-8");
-    let cases: [(&[&str], i32, &str); 12] = [
+    let cases: [(&[&str], i32, &str); 18] = [
         (&[], 2, "Usage: pith"),
         (&["nope"], 2, "unrecognized subcommand 'nope'"),
         (&["up", "--replicas", "0"], 2, "'--replicas <REPLICAS>': 0 is not in 1..=64"),
         (&["up", "--replicas", "many"], 2, "'many' for '--replicas"),
-        (&["up", "--name", "Bad_Name", "--dir", dir], 1, "--name \"Bad_Name\""),
+        (&["up", "--name", "Bad_Name", "--dir", dir], 2, "'Bad_Name' for '--name"),
+        (&["up", "--node-cidr", "300.1.1.0/24"], 2, "'300.1.1.0/24' for '--node-cidr"),
+        (&["up", "--service-cidr", "10.0.0.0/30"], 2, "a prefix of 8 to 28 bits"),
+        (&["up", "--port", "0"], 2, "'--port <PORT>': 0 is not in 1..=65535"),
+        (&["primary", "--store", "paper", "--dir", dir], 2, "'paper' for '--store"),
+        (&["replica", "--node-ip", "::1", "--dir", dir], 2, "'::1' for '--node-ip"),
         (&["up", "--surprise"], 2, "'--surprise'"),
         (&["primary", "--listen", "nonsense", "--dir", dir], 2, "'nonsense' for '--listen"),
         (&["proxy"], 2, "--kubeconfig <FILE>"),
         (&["status", "--dir", dir], 1, dir),
         (&["token", "create", "--dir", dir], 1, dir),
         (&["image", "import", "/no/such/file", "--dir", dir], 1, "/no/such/file"),
+        (&["image", "ls", "--dir", dir], 1, "images: it does not exist"),
         (&["image", "import", broken, "--dir", dir], 1, broken),
     ];
     for (arguments, code, expect) in cases {
         let output = pith(arguments).output().expect("pith starts");
         assert_eq!(output.status.code(), Some(code), "pith {arguments:?}:\n{}", said(&output));
         assert!(said(&output).contains(expect), "pith {arguments:?} lacks {expect:?}:\n{}", said(&output));
+        let store = nowhere.path().join("images").exists();
+        assert!(!store || arguments.contains(&broken), "pith {arguments:?} made an image store");
     }
 }
 
@@ -62,7 +70,7 @@ fn a_replica_without_credentials_changes_nothing() {
     for (more, expect) in cases {
         let output = pith(&["replica", "--dir", &dir, "--bpf-dir", &pins]).args(more).output();
         let output = output.expect("pith starts");
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains(expect), "no {expect:?} in:\n{}", said(&output));
         assert!(!Path::new(&pins).exists() && !Path::new(&dir).exists(), "nothing is left of {more:?}");
     }

@@ -1,11 +1,15 @@
 //! The command line, a contract: scripts and tests rely on these names and defaults.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pith_apiserver::Tolerations;
+use ipnet::Ipv4Net;
+use pith_apiserver::{ServiceCidr, Tolerations};
+use pith_controllers::Cidr;
+use pith_image::Reference;
+use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 /// Where state lives unless `--dir` says otherwise.
@@ -25,6 +29,11 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// Flags that do not go together in a way that clap cannot see: like its own refusals, exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsedWrongly(pub(crate) String);
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -52,8 +61,8 @@ pub(crate) enum Command {
 #[derive(Args, Clone)]
 pub(crate) struct ClusterArgs {
     /// The cluster's name: several can run side by side.
-    #[arg(long, default_value = "pith")]
-    pub(crate) name: String,
+    #[arg(long, default_value = "pith", value_parser = ClusterName::parse)]
+    pub(crate) name: ClusterName,
     /// Where its state is kept [default: /var/lib/pith, or /var/lib/pith-NAME for another name].
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
@@ -77,16 +86,16 @@ pub(crate) struct UpArgs {
     #[arg(long)]
     pub(crate) detach: bool,
     /// The subnet that joins the replicas, an IPv4 /24 [default: a free one].
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) node_cidr: Option<String>,
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub(crate) node_cidr: Option<Ipv4Net>,
     /// The addresses of pods, an IPv4 /16 [default: a free one].
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) pod_cidr: Option<String>,
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub(crate) pod_cidr: Option<Ipv4Net>,
     /// The addresses of Services.
-    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
-    pub(crate) service_cidr: String,
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = services)]
+    pub(crate) service_cidr: Ipv4Net,
     /// The API server's port [default: 6443, or the next free one].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
     /// The interface through which pods reach the outside under this machine's address: `auto` is that of
     /// the default route, `none` keeps pods in [default: as in the first `up`, else auto].
@@ -163,6 +172,16 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".into())
 }
 
+fn network(text: &str) -> Result<Ipv4Net, String> {
+    text.parse().map_err(|_| "not an IPv4 network such as 10.244.0.0/16".to_owned())
+}
+
+/// Of the sizes that the API server takes.
+fn services(text: &str) -> Result<Ipv4Net, String> {
+    text.parse::<ServiceCidr>().map_err(|error| error.to_string())?;
+    network(text).map(|network| network.trunc())
+}
+
 #[derive(Args)]
 pub(crate) struct DownArgs {
     #[command(flatten)]
@@ -189,24 +208,24 @@ pub(crate) struct PrimaryArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6443")]
     pub(crate) listen: Vec<SocketAddr>,
     /// Where objects are stored: only `embedded` for now.
-    #[arg(long, default_value = "embedded")]
+    #[arg(long, default_value = "embedded", value_parser = ["embedded"])]
     pub(crate) store: String,
     /// The cluster's name in the kubeconfig.
-    #[arg(long, default_value = "pith")]
-    pub(crate) name: String,
+    #[arg(long, default_value = "pith", value_parser = ClusterName::parse)]
+    pub(crate) name: ClusterName,
     /// The addresses of pods; each replica gets a /24 of them.
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub(crate) pod_cidr: String,
+    pub(crate) pod_cidr: Cidr,
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
-    pub(crate) service_cidr: String,
+    pub(crate) service_cidr: ServiceCidr,
     /// A network behind this machine that leaves under its address: the interface that leads there. `pith up`
     /// names its bridge.
     #[arg(long, value_name = "INTERFACE", requires_all = ["gateway_cidr", "outside", "gateway_bpf_dir"])]
     pub(crate) gateway_to: Option<String>,
     /// The addresses of that network.
     #[arg(long, value_name = "CIDR")]
-    pub(crate) gateway_cidr: Option<String>,
+    pub(crate) gateway_cidr: Option<pith_proxy::Cidr>,
     /// The interface through which it leaves.
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) outside: Option<String>,
@@ -239,7 +258,7 @@ pub(crate) struct ReplicaArgs {
     pub(crate) node_name: Option<String>,
     /// The node's address [default: the uplink's first].
     #[arg(long)]
-    pub(crate) node_ip: Option<IpAddr>,
+    pub(crate) node_ip: Option<Ipv4Addr>,
     /// The interface that leads to the other nodes [default: the default route's].
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) uplink: Option<String>,
@@ -247,8 +266,8 @@ pub(crate) struct ReplicaArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) netns: Option<String>,
     /// The addresses of all pods of the cluster; what pods send elsewhere is masqueraded.
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) cluster_cidr: Option<String>,
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub(crate) cluster_cidr: Option<Ipv4Net>,
     /// The cgroup subtree of this replica, relative to each hierarchy's root.
     #[arg(long, default_value = "pith/replica")]
     pub(crate) cgroup: String,
@@ -300,8 +319,8 @@ pub(crate) enum TokenCommand {
 #[derive(Args)]
 pub(crate) struct ImageArgs {
     /// Act on every replica of this cluster on this machine.
-    #[arg(long, global = true)]
-    pub(crate) name: Option<String>,
+    #[arg(long, global = true, value_parser = ClusterName::parse)]
+    pub(crate) name: Option<ClusterName>,
     /// The state folder of the replica, or with --name of the cluster.
     #[arg(long, global = true)]
     pub(crate) dir: Option<PathBuf>,
@@ -316,7 +335,7 @@ pub(crate) enum ImageCommand {
     /// Read images from an OCI layout or a `docker save` archive.
     Import { file: PathBuf },
     /// Fetch an image from its registry.
-    Pull { reference: String },
+    Pull { reference: Reference },
     /// List the images.
     Ls,
     /// Forget an image; its layers go with the next gc.

@@ -3,9 +3,9 @@
 //! The stores are safe to share with running kubelets, so nothing has to be stopped.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use pith_image::{Auth, Event, Image, Policy, Progress, Reference, Removed, Step, Store};
+use pith_image::{Auth, Event, Image, Policy, Progress, Removed, Step, Store};
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterArgs, DEFAULT_DIR, ImageArgs, ImageCommand, Output};
@@ -55,7 +55,7 @@ fn store_dirs(args: &ImageArgs) -> Result<Vec<PathBuf>> {
     };
     let cluster = Cluster::new(&ClusterArgs { name: name.clone(), dir: args.dir.clone() })?;
     if cluster.settings()?.is_none() {
-        bail!("no cluster {name:?} in {}: start it with `pith up`", cluster.dir.display());
+        bail!("no cluster \"{name}\" in {}: start it with `pith up`", cluster.dir.display());
     }
     let replicas = cluster.dir.join("replicas");
     let entries = fs::read_dir(&replicas).with_context(|| format!("read {}", replicas.display()))?;
@@ -72,15 +72,23 @@ enum Outcome {
     Removed(Removed),
 }
 
-fn act(command: &ImageCommand, dir: &PathBuf) -> Result<Outcome> {
+fn act(command: &ImageCommand, dir: &Path) -> Result<Outcome> {
+    // A store comes into being with what is put into it, not by a mistyped path.
+    match command {
+        ImageCommand::Import { file } => {
+            drop(File::open(file).with_context(|| format!("open {}", file.display()))?)
+        }
+        ImageCommand::Pull { .. } => {}
+        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc if dir.exists() => {}
+        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc => bail!("it does not exist"),
+    }
     let store = Store::open(dir)?;
     Ok(match command {
         ImageCommand::Import { file } => Outcome::Images(store.import(file, None, &Reporter::new())?),
         ImageCommand::Pull { reference } => {
-            let reference: Reference = reference.parse()?;
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-            let pull = store.pull(&reference, &Auth::Anonymous, Arc::new(Reporter::new()));
+            let pull = store.pull(reference, &Auth::Anonymous, Arc::new(Reporter::new()));
             Outcome::Images(vec![runtime.block_on(pull)?])
         }
         ImageCommand::Ls => Outcome::Images(store.list()?),

@@ -1,6 +1,6 @@
 //! The binary `pith`: reads the command line and starts the role or the tool that it names.
 //!
-//! Exit codes are part of the contract: 0 done, 1 failed, 2 used wrongly (clap's own).
+//! Exit codes are part of the contract: 0 done, 1 failed, 2 used wrongly (as clap has it).
 
 use std::process::ExitCode;
 
@@ -16,7 +16,9 @@ mod output;
 mod roles;
 mod token;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, UsedWrongly};
+
+const USED_WRONGLY: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pith: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<UsedWrongly>() { ExitCode::from(USED_WRONGLY) } else { ExitCode::FAILURE }
         }
     }
 }

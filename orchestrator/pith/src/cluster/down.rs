@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pith_cgroup::{Hierarchy, remove_tree as remove_cgroup_tree};
-use pith_network::names::ClusterName;
 use pith_proxy::Datapath;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -41,11 +40,11 @@ pub(crate) fn run(args: &DownArgs) -> Result<()> {
     }
     failures.extend(cluster.remove_lock(lock).err());
     if failures.is_empty() {
-        println!("cluster {:?} is down", cluster.name);
+        println!("cluster \"{}\" is down", cluster.name);
         return Ok(());
     }
     let lines: Vec<String> = failures.iter().map(|failure| format!("{failure:#}")).collect();
-    bail!("cluster {:?} is not all gone:\n  {}", cluster.name, lines.join("\n  "))
+    bail!("cluster \"{}\" is not all gone:\n  {}", cluster.name, lines.join("\n  "))
 }
 
 /// Ends the processes and removes everything in the kernel, but no state.
@@ -92,7 +91,7 @@ fn remove_cgroups(cluster: &Cluster) -> Result<()> {
 }
 
 fn remove_network(cluster: &Cluster) -> Result<()> {
-    pith_network::topology::remove(&ClusterName::parse(&cluster.name)?).context("remove the network")
+    pith_network::topology::remove(&cluster.name).context("remove the network")
 }
 
 /// Each replica's datapath, and the gateway, are detached at once; programs and maps go with their last pin.

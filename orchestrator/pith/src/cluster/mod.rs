@@ -15,6 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+use pith_network::names::ClusterName;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +36,9 @@ const BPF_DIR: &str = "/sys/fs/bpf";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) name: String,
-    pub(crate) node_cidr: String,
-    pub(crate) pod_cidr: String,
-    pub(crate) service_cidr: String,
+    pub(crate) node_cidr: Ipv4Net,
+    pub(crate) pod_cidr: Ipv4Net,
+    pub(crate) service_cidr: Ipv4Net,
     pub(crate) port: u16,
     pub(crate) replicas: u16,
     #[serde(default)]
@@ -52,13 +54,12 @@ fn outside_by_default() -> String {
 
 /// The folders of one cluster. They may not exist yet, or no more.
 pub(crate) struct Cluster {
-    pub(crate) name: String,
+    pub(crate) name: ClusterName,
     pub(crate) dir: PathBuf,
 }
 
 impl Cluster {
     pub(crate) fn new(args: &ClusterArgs) -> Result<Self> {
-        check_name(&args.name)?;
         let dir = match &args.dir {
             Some(dir) => std::path::absolute(dir).with_context(|| format!("resolve {}", dir.display()))?,
             None => default_dir(&args.name),
@@ -83,7 +84,7 @@ impl Cluster {
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
-        Path::new(RUN_DIR).join(&self.name)
+        Path::new(RUN_DIR).join(self.name.to_string())
     }
 
     /// The cluster's subtree in each cgroup hierarchy, relative to its root.
@@ -118,7 +119,7 @@ impl Cluster {
             Ok(bytes) => {
                 let settings: Settings = serde_json::from_slice(&bytes)
                     .with_context(|| format!("{} is damaged: run `pith down`", path.display()))?;
-                if settings.name != self.name {
+                if settings.name != self.name.to_string() {
                     bail!(
                         "{} belongs to the cluster {:?}: use --name {} or another --dir",
                         self.dir.display(),
@@ -146,7 +147,7 @@ impl Cluster {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                bail!("another `pith up` or `pith down` is at work on the cluster {:?}", self.name)
+                bail!("another `pith up` or `pith down` is at work on the cluster \"{}\"", self.name)
             }
             Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
         }
@@ -171,20 +172,11 @@ pub(crate) fn replica_name(number: u16) -> String {
     format!("replica-{number}")
 }
 
-fn default_dir(name: &str) -> PathBuf {
-    if name == "pith" { PathBuf::from(DEFAULT_DIR) } else { PathBuf::from(format!("{DEFAULT_DIR}-{name}")) }
-}
-
-/// Names become parts of interface, namespace, cgroup and file names.
-fn check_name(name: &str) -> Result<()> {
-    let fits = (1..=32).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    if !fits {
-        bail!("--name {name:?}: a name has 1 to 32 lower-case letters, digits and inner dashes");
+fn default_dir(name: &ClusterName) -> PathBuf {
+    match name.to_string().as_str() {
+        "pith" => PathBuf::from(DEFAULT_DIR),
+        other => PathBuf::from(format!("{DEFAULT_DIR}-{other}")),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -192,24 +184,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_table() {
-        let cases = [("pith", true), ("a-1", true), ("", false), ("-a", false), ("a/b", false), ("A", false)];
-        for (name, expect) in cases {
-            assert_eq!(check_name(name).is_ok(), expect, "{name:?}");
-        }
-        assert!(check_name(&"a".repeat(33)).is_err());
-    }
-
-    #[test]
     fn a_folder_of_another_cluster_is_refused() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mine = Cluster { name: "mine".into(), dir: dir.path().into() };
+        let mine = Cluster { name: ClusterName::parse("mine").expect("a name"), dir: dir.path().into() };
         assert_eq!(mine.settings().expect("an empty folder is fine"), None);
         let settings = Settings {
             name: "other".into(),
-            node_cidr: "172.30.0.0/24".into(),
-            pod_cidr: "10.1.0.0/16".into(),
-            service_cidr: "10.96.0.0/16".into(),
+            node_cidr: "172.30.0.0/24".parse().expect("a network"),
+            pod_cidr: "10.1.0.0/16".parse().expect("a network"),
+            service_cidr: "10.96.0.0/16".parse().expect("a network"),
             port: 6443,
             replicas: 3,
             graces: GraceArgs::default(),

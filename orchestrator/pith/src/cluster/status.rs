@@ -69,7 +69,7 @@ async fn observe(cluster: &Cluster, settings: &Settings) -> Result<Status> {
         });
     }
     Ok(Status {
-        name: cluster.name.clone(),
+        name: cluster.name.to_string(),
         kubeconfig: cluster.kubeconfig().display().to_string(),
         primary,
         replicas,

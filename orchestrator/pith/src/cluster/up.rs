@@ -10,13 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt};
-use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use pith_network::names::ClusterName;
 use pith_network::topology::{self, ReplicaNet, Topology};
 use rustix::mount::{MountFlags, mount};
 use tokio::process::{Child, Command};
@@ -67,7 +65,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<()> {
         return Ok(());
     }
     let lines: Vec<String> = failures.iter().map(|failure| format!("{failure:#}")).collect();
-    bail!("cluster {:?} did not stop cleanly:\n  {}", cluster.name, lines.join("\n  "))
+    bail!("cluster \"{}\" did not stop cleanly:\n  {}", cluster.name, lines.join("\n  "))
 }
 
 /// Brings everything up that is not running; returns the processes it started.
@@ -91,22 +89,14 @@ async fn start(cluster: &Cluster, args: &UpArgs) -> Result<Vec<(String, Child)>>
 
 fn ensure_network(cluster: &Cluster, args: &UpArgs, known: Option<&Settings>) -> Result<Topology> {
     // A stopped cluster keeps its subnets, since objects in its store hold addresses of them.
-    let wanted = |flag: &'static str, given: &Option<String>, kept: Option<&String>| {
-        let text = given.as_ref().or(kept);
-        text.map(|text| parse_cidr(flag, text)).transpose()
-    };
     let config = topology::Config {
-        cluster: ClusterName::parse(&cluster.name)?,
+        cluster: cluster.name.clone(),
         replicas: args.replicas,
-        nodes: wanted("--node-cidr", &args.node_cidr, known.map(|settings| &settings.node_cidr))?,
-        pods: wanted("--pod-cidr", &args.pod_cidr, known.map(|settings| &settings.pod_cidr))?,
-        services: parse_cidr("--service-cidr", &args.service_cidr)?,
+        nodes: args.node_cidr.or(known.map(|settings| settings.node_cidr)),
+        pods: args.pod_cidr.or(known.map(|settings| settings.pod_cidr)),
+        services: args.service_cidr,
     };
     topology::ensure(&config).context("set up the network")
-}
-
-fn parse_cidr(flag: &str, text: &str) -> Result<Ipv4Net> {
-    text.parse().map_err(|_| anyhow!("{flag} {text}: not an IPv4 network such as 10.96.0.0/16"))
 }
 
 /// What the first `up` chose stays; what this one asks for must agree with it.
@@ -118,10 +108,10 @@ fn settle(
 ) -> Result<Settings> {
     let Some(mut settings) = known else {
         return Ok(Settings {
-            name: cluster.name.clone(),
-            node_cidr: topology.addressing.nodes.to_string(),
-            pod_cidr: topology.addressing.pods.to_string(),
-            service_cidr: args.service_cidr.clone(),
+            name: cluster.name.to_string(),
+            node_cidr: topology.addressing.nodes,
+            pod_cidr: topology.addressing.pods,
+            service_cidr: args.service_cidr,
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
             graces: args.graces.clone(),
@@ -129,19 +119,19 @@ fn settle(
         });
     };
     let fixed = [
-        ("--node-cidr", args.node_cidr.as_ref(), &settings.node_cidr),
-        ("--pod-cidr", args.pod_cidr.as_ref(), &settings.pod_cidr),
+        ("--node-cidr", args.node_cidr, settings.node_cidr),
+        ("--pod-cidr", args.pod_cidr, settings.pod_cidr),
     ];
     for (flag, asked, has) in fixed {
         if let Some(asked) = asked
-            && asked != has
+            && asked.trunc() != has
         {
-            bail!("{flag} {asked}: the cluster {:?} has {has}; `pith down` it first", cluster.name);
+            bail!("{flag} {asked}: the cluster \"{}\" has {has}; `pith down` it first", cluster.name);
         }
     }
     if args.replicas < settings.replicas {
         bail!(
-            "--replicas {}: the cluster {:?} has {}; drain and delete a replica with kubectl, or `pith down`",
+            "--replicas {}: the cluster \"{}\" has {}; drain and delete a replica with kubectl, or `pith down`",
             args.replicas,
             cluster.name,
             settings.replicas
@@ -225,14 +215,14 @@ async fn start_primary(
     }
     let mut command = Command::new(own_program()?);
     command.arg("primary").arg("--dir").arg(cluster.primary_dir());
-    command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr]);
-    command.args(["--service-cidr", &settings.service_cidr]);
+    command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr.to_string()]);
+    command.args(["--service-cidr", &settings.service_cidr.to_string()]);
     command.args(settings.graces.flags());
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());
     command.arg("--listen").arg(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port)).to_string());
     if let Some(outside) = way_out {
-        command.args(["--gateway-to", &topology.bridge, "--gateway-cidr", &settings.node_cidr]);
+        command.args(["--gateway-to", &topology.bridge, "--gateway-cidr", &settings.node_cidr.to_string()]);
         command.args(["--outside", &outside]).arg("--gateway-bpf-dir").arg(cluster.gateway_bpf_dir());
     }
     let child = daemon.start(command).await?;
@@ -355,11 +345,5 @@ mod tests {
         let error = choose_port(Some(port), Ipv4Addr::LOCALHOST).expect_err("in use");
         assert!(error.to_string().contains(&port.to_string()), "{error}");
         assert_ne!(choose_port(None, Ipv4Addr::LOCALHOST).expect("one is free"), port);
-    }
-
-    #[test]
-    fn a_network_that_is_none_is_named() {
-        let error = parse_cidr("--pod-cidr", "300.1.1.0/24").expect_err("no network").to_string();
-        assert!(error.contains("--pod-cidr 300.1.1.0/24"), "{error}");
     }
 }

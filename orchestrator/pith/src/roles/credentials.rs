@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pith_apiserver::pki::join::{Credentials, join};
 use pith_apiserver::pki::token::BootstrapToken;
 use pith_apiserver::pki::{Issued, kubeconfig};
 
-use crate::cli::ReplicaArgs;
+use crate::cli::{ReplicaArgs, UsedWrongly};
 
 /// Files of the folder `credentials`; the kubeconfig is written last, so that it marks a complete set.
 const AUTHORITY: &str = "ca.crt";
@@ -46,9 +46,12 @@ pub(crate) fn source(args: &ReplicaArgs) -> Result<Source<'_>> {
         return Ok(Source::Kept);
     }
     let (Some(server), Some(token)) = (&args.join, &args.token) else {
-        bail!("this replica has never joined: give --join and --token, or --kubeconfig");
+        let never = "this replica has never joined: give --join and --token, or --kubeconfig";
+        return Err(UsedWrongly(never.to_owned()).into());
     };
-    Ok(Source::Join { server, token: token.parse().context("--token")? })
+    // Not by clap, whose refusal would show what is nearly a secret.
+    let token = token.parse().map_err(|error| UsedWrongly(format!("--token: {error}")))?;
+    Ok(Source::Join { server, token })
 }
 
 /// Joins if this replica never did, and leaves its credentials in `<dir>/credentials`.

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pith_apiserver::{Config, Identity, Server};
 use pith_controllers::Options;
 use pith_proxy::{Gateway, GatewayConfig};
@@ -28,9 +28,6 @@ pub(crate) fn run(args: PrimaryArgs) -> Result<()> {
         Ok(_) | Err(rustix::io::Errno::PERM) => {}
         Err(error) => return Err(error).context("make a session"),
     }
-    if args.store != "embedded" {
-        bail!("--store {}: only `embedded` is there", args.store);
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
@@ -49,18 +46,18 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
     }
     let config = Config {
         dir: args.dir.clone(),
-        cluster_name: args.name.clone(),
+        cluster_name: args.name.to_string(),
         advertise: args.listen[0],
         further_addresses: args.listen.iter().map(SocketAddr::ip).collect(),
         further_names: Vec::new(),
-        service_cidr: args.service_cidr.parse().context("--service-cidr")?,
+        service_cidr: args.service_cidr,
         tolerations: args.graces.tolerations(),
     };
     let store = Embedded::open(&args.dir.join("store")).context("open the store")?;
     let server = Server::open(config, Arc::new(store)).await.context("open the API server")?;
     write_kubeconfig(&args, &server)?;
     let options = Options {
-        cluster_cidr: Some(args.pod_cidr.parse().context("--pod-cidr")?),
+        cluster_cidr: Some(args.pod_cidr),
         root_ca: Some(server.pki().authority.certificate_pem().to_owned()),
         lease_grace: args.graces.lease(),
         ..Options::default()
@@ -88,7 +85,7 @@ fn gateway(args: &PrimaryArgs) -> Result<Option<Gateway>> {
     let config = GatewayConfig {
         bpffs: bpffs.clone(),
         inner: inner.clone(),
-        network: network.parse().context("--gateway-cidr")?,
+        network: *network,
         uplink: uplink.clone(),
         address: uplink::first_address(uplink)?,
     };

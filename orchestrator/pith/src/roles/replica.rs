@@ -3,7 +3,7 @@
 //! adopts them.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,13 +42,13 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
     let uplink = args.uplink.clone().map_or_else(uplink::of_default_route, Ok)?;
     let address = match args.node_ip {
         Some(address) => address,
-        None => uplink::first_address(&uplink)?.into(),
+        None => uplink::first_address(&uplink)?,
     };
     for dir in [&args.dir, &args.run_dir, &args.bpf_dir] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let datapath = open_datapath(&args, &uplink, address)?;
-    let (client, serving) = credentials::obtain(source, &args.dir, &node, address).await?;
+    let (client, serving) = credentials::obtain(source, &args.dir, &node, address.into()).await?;
     let images = pith_image::Store::open(args.dir.join("images"))?;
     let identity = NodeIdentity { name: node.as_str().into() };
     tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
@@ -58,7 +58,7 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
         uplink,
         state_dir: args.dir.join("network"),
         host_netns,
-        cluster_cidr: args.cluster_cidr.as_deref().and_then(|cidr| cidr.parse().ok()),
+        cluster_cidr: args.cluster_cidr.map(Into::into),
         tasks: tasks.clone(),
     });
     let deps = Deps {
@@ -72,7 +72,7 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
             client_ca: serving.authority,
         }),
     };
-    let mut config = Config::new(node, address, &args.dir, &args.run_dir, &args.cgroup);
+    let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
     config.max_pods = args.max_pods;
     tasks.start("kubelet", Kubelet::run(config, deps, tasks.cancel()));
     notify_ready();
@@ -80,24 +80,16 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
 }
 
 /// Programs and maps come before everything else: pods adopted from a former process never miss a Service.
-fn open_datapath(args: &ReplicaArgs, uplink: &str, address: IpAddr) -> Result<Datapath> {
-    let IpAddr::V4(address) = address else { bail!("--node-ip {address}: only IPv4 for now") };
+fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<Datapath> {
     let hierarchy = Arc::new(Hierarchy::detect()?);
     let cgroup = Cgroup::create(&hierarchy, &args.cgroup)?;
     let cgroup =
         cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
-    config.cluster_cidr = args.cluster_cidr.as_deref().map(parse_cidr).transpose()?;
+    config.cluster_cidr = args.cluster_cidr.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
     let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(uplink, &[address])?;
     Ok(datapath)
-}
-
-fn parse_cidr(text: &str) -> Result<Cidr> {
-    let parsed = text
-        .split_once('/')
-        .and_then(|(address, prefix)| Cidr::new(address.parse::<Ipv4Addr>().ok()?, prefix.parse().ok()?));
-    parsed.with_context(|| format!("--cluster-cidr {text}: not an IPv4 network such as 10.244.0.0/16"))
 }
 
 /// `pith-podd` stands beside this program.
