@@ -55,6 +55,36 @@ impl Flow {
     pub const NO_SERVICE: u32 = u32::MAX;
 }
 
+/// A datagram that came in pieces, of which only the first has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    pub src_be: u32,
+    pub dst_be: u32,
+    pub id_be: u16,
+    pub proto: u8,
+    /// A [`Hook`]: the same piece passes several.
+    pub hook: u8,
+}
+
+/// What the addresses of a datagram's pieces become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fragment {
+    pub src_be: u32,
+    pub dst_be: u32,
+}
+
+/// Where a program sees a packet.
+pub struct Hook;
+
+impl Hook {
+    pub const UPLINK_INGRESS: u8 = 0;
+    pub const UPLINK_EGRESS: u8 = 1;
+    pub const FROM_POD: u8 = 2;
+    pub const TO_POD: u8 = 3;
+}
+
 /// Bits of [`Flow::flags`].
 pub struct FlowFlags;
 
@@ -98,4 +128,6 @@ impl FlowState {
 const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<FragmentKey>() == 12);
+    assert!(size_of::<Fragment>() == 8);
 };

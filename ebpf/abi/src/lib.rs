@@ -12,6 +12,9 @@
 //! PEERS      socket   ──► Peers                        socket storage, dies with the socket
 //! FLOWS      reply Tuple ► Flow                        hash, the one record of a translated flow
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
+//! SOURCES    service, range ► 1                        longest prefix, who may use a Service
+//! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
+//! CARRY      words ► bit matrix                        array, for checksums of SCTP
 //! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
 //! NODE       0        ──► NodeConfig                   array of one
 //! REASONS    Reason   ──► count a CPU                  per-CPU array
@@ -25,12 +28,12 @@ mod reason;
 mod service;
 mod socket;
 
-pub use flow::{Flow, FlowFlags, FlowState, Tuple};
+pub use flow::{Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Tuple};
 pub use node::{NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE,
-    MAX_SLOTS, Service,
+    MAX_SLOTS, Scope, Service, SourceKey,
 };
 pub use socket::{PEERS_A_SOCKET, Peer, Peers};
 
@@ -50,8 +53,14 @@ pub mod map_name {
     pub const NODE: &str = "NODE";
     pub const REASONS: &str = "REASONS";
 
-    pub const ALL: [&str; 10] =
-        [FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS];
+    pub const SOURCES: &str = "SOURCES";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const CARRY: &str = "CARRY";
+
+    pub const ALL: [&str; 13] = [
+        FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS, SOURCES,
+        FRAGMENTS, CARRY,
+    ];
 }
 
 /// Sizes of the maps as the object file declares them; user space may choose others when it creates them.
@@ -68,6 +77,10 @@ pub mod default_limit {
     pub const FLOWS: u32 = 65_536;
     /// Addresses of nodes.
     pub const NODES: u32 = 16_384;
+    /// Ranges of sources, of all Services together.
+    pub const SOURCES: u32 = 16_384;
+    /// Datagrams in pieces, under way at one time.
+    pub const FRAGMENTS: u32 = 4_096;
 }
 
 /// Protocol numbers of IP that Services know (RFC 5237 registry).
@@ -100,6 +113,8 @@ mod user {
         AffinityKey,
         Backend,
         Flow,
+        Fragment,
+        FragmentKey,
         Frontend,
         FrontendTarget,
         NodeClass,
@@ -107,6 +122,7 @@ mod user {
         Peer,
         Peers,
         Service,
+        SourceKey,
         Tuple
     );
 }

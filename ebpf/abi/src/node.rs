@@ -10,6 +10,11 @@ impl NodeClass {
     pub const OWN: u32 = 1;
     /// An address of another node: pods reach it under their own address.
     pub const OTHER: u32 = 2;
+    /// No node's address but one at which Services are reached from outside (load balancers, external
+    /// addresses).
+    pub const SERVICE: u32 = 4;
+    /// This node answers for it by ARP.
+    pub const ANNOUNCED: u32 = 8;
 }
 
 /// Bits of [`NodeConfig::flags`].
@@ -42,7 +47,9 @@ pub struct NodeConfig {
     /// Ports that translated sources are given, first and last, in the machine's byte order.
     pub snat_first: u16,
     pub snat_last: u16,
-    pub zero: u32,
+    /// Ethernet address of the uplink, under which Services' addresses are announced.
+    pub mac: [u8; 6],
+    pub zero: [u8; 6],
     /// Cookie of the node's network namespace: only there is 127.0.0.1 the node.
     pub netns_cookie: u64,
 }
@@ -59,4 +66,4 @@ impl NodeConfig {
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 48);
+const _: () = assert!(size_of::<NodeConfig>() == 56);

@@ -82,6 +82,30 @@ reasons! {
     TtlExceeded = "ttl_exceeded",
     /// The kernel refused to change the packet.
     RewriteFailed = "rewrite_failed",
+    /// A first packet to a Service's address was given a backend on this node.
+    ServiceLocal = "service_local",
+    /// A first packet to a Service's address was given a backend elsewhere.
+    ServiceRemote = "service_remote",
+    /// A packet to a Service without endpoints; this node's stack refuses it (RST or ICMP).
+    ServiceNoEndpoints = "service_no_endpoints",
+    /// A packet to a Service belongs to no flow and does not begin one; this node's stack refuses it.
+    ServiceNoFlow = "service_no_flow",
+    /// A packet to a Service's address but to none of its ports; this node's stack refuses it.
+    ServiceNoPort = "service_no_port",
+    /// A ping of a Service's address; this node's stack answers.
+    ServicePing = "service_ping",
+    /// A packet from outside the ranges that the Service serves was dropped.
+    SourceDenied = "source_denied",
+    /// A later fragment was translated as its first was.
+    FragmentTranslated = "fragment_translated",
+    /// A packet of a pod that needs no translation.
+    PodPass = "pod_pass",
+    /// A datagram to a backend that is gone was led to another one.
+    Resteered = "resteered",
+    /// A segment to a backend that is gone; this node's stack resets the connection.
+    BackendGone = "backend_gone",
+    /// An ARP request for an address that this node announces was answered.
+    Announced = "announced",
 }
 
 /// Number of counters.

@@ -28,13 +28,41 @@ pub struct Frontend {
     pub port_be: u16,
     /// Number from [`crate::proto`].
     pub proto: u8,
-    pub zero: u8,
+    /// A [`Scope`].
+    pub scope: u8,
+}
+
+/// From where a frontend is reached: what is balanced may differ, and what is not there is not reached.
+pub struct Scope;
+
+impl Scope {
+    /// Socket calls and packets of this node's pods, and socket calls of its own.
+    pub const INSIDE: u8 = 0;
+    /// Packets that arrive at the uplink.
+    pub const OUTSIDE: u8 = 1;
+    /// No address of a Service but of a backend that it had, and that is gone: packets of pods that still
+    /// go there are led elsewhere or refused.
+    pub const GONE: u8 = 2;
 }
 
 impl Frontend {
+    /// A frontend as pods reach it.
     #[inline(always)]
     pub const fn new(addr_be: u32, port_be: u16, proto: u8) -> Self {
-        Self { addr_be, port_be, proto, zero: 0 }
+        Self { addr_be, port_be, proto, scope: Scope::INSIDE }
+    }
+
+    /// The same, reached from elsewhere.
+    #[inline(always)]
+    pub const fn scoped(self, scope: u8) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Stands for an address at which Services answer, whatever the port; leads to
+    /// [`FrontendTarget::NO_SERVICE`].
+    #[inline(always)]
+    pub const fn address(addr_be: u32) -> Self {
+        Self::new(addr_be, 0, crate::proto::ICMP)
     }
 
     /// The frontend of a node port: any address of the node.
@@ -48,7 +76,10 @@ impl Frontend {
     /// the digest then belongs to another frontend, and the reader notices.
     #[inline(always)]
     pub const fn check(&self) -> u32 {
-        self.addr_be.wrapping_mul(0x9E37_79B1) ^ ((self.port_be as u32) << 16) ^ self.proto as u32
+        self.addr_be.wrapping_mul(0x9E37_79B1)
+            ^ ((self.port_be as u32) << 16)
+            ^ ((self.scope as u32) << 8)
+            ^ self.proto as u32
     }
 }
 
@@ -58,6 +89,9 @@ impl Frontend {
 pub struct FrontendTarget(pub u64);
 
 impl FrontendTarget {
+    /// The service of a frontend that stands for an address only.
+    pub const NO_SERVICE: u32 = u32::MAX;
+
     #[inline(always)]
     pub const fn new(frontend: &Frontend, service: u32) -> Self {
         Self(((frontend.check() as u64) << 32) | service as u64)
@@ -86,6 +120,13 @@ pub struct HeadFlags;
 impl HeadFlags {
     /// Backends are chosen by ClientIP affinity first.
     pub const AFFINITY: u8 = 1;
+    /// Slots are chosen by a hash of the client's address and port and not by chance: with a Maglev table
+    /// in the slots, every node makes the same choice and a change moves few clients.
+    pub const HASH: u8 = 2;
+    /// That hash leaves the port out.
+    pub const HASH_CLIENT: u8 = 4;
+    /// Only sources in SOURCES are served.
+    pub const SOURCES: u8 = 8;
 }
 
 /// The pointer to a Service's current generation.
@@ -154,6 +195,16 @@ impl Backend {
     }
 }
 
+/// A range of sources that a Service serves: key of a longest-prefix map, whose prefix covers the service
+/// and then the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct SourceKey {
+    /// Index into SERVICES.
+    pub service: u32,
+    pub addr_be: u32,
+}
+
 /// A client of a Service with ClientIP affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -191,6 +242,7 @@ const _: () = {
     assert!(size_of::<Service>() == 16);
     assert!(size_of::<Backend>() == 8);
     assert!(size_of::<AffinityKey>() == 16);
+    assert!(size_of::<SourceKey>() == 8);
     assert!(size_of::<Affinity>() == 24);
 };
 
@@ -221,6 +273,8 @@ mod tests {
             Frontend { port_be: 81u16.to_be(), ..mine },
             Frontend { proto: crate::proto::UDP, ..mine },
             Frontend { addr_be: u32::from_ne_bytes([10, 96, 0, 2]), ..mine },
+            mine.scoped(Scope::OUTSIDE),
+            mine.scoped(Scope::GONE),
         ];
         let target = FrontendTarget::new(&mine, 7);
         assert_eq!(target.service(&mine), Some(7));

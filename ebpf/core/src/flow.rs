@@ -69,6 +69,7 @@ pub const fn timeout_ns(proto: u8, state: FlowState) -> u64 {
         (proto::TCP, FlowState::ClosedByFirst | FlowState::ClosedByOther) => 120,
         (proto::TCP, FlowState::Closed) => 10,
         (proto::UDP, FlowState::Open) => 120,
+        (proto::SCTP, FlowState::Open) => 210,
         (_, _) => 30,
     };
     seconds * SECOND_NS

@@ -8,8 +8,8 @@ use std::{
 };
 
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Frontend, FrontendTarget, Head, NodeClass, NodeConfig,
-    Service, Tuple,
+    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget, Head,
+    NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple,
 };
 
 use crate::{Covered, NotAdded, Packet, Record, Tables, checksum};
@@ -48,7 +48,14 @@ impl Packet for Buffer {
             (_, new) => new,
         })
     }
+
+    fn crc_carry(&self, words: u32) -> Option<&crate::crc::Carry> {
+        CARRIES.get_or_init(crate::crc::carries).get(words as usize)
+    }
 }
+
+/// Computed once.
+static CARRIES: std::sync::OnceLock<Vec<crate::crc::Carry>> = std::sync::OnceLock::new();
 
 /// All tables in memory.
 #[derive(Debug, Default)]
@@ -59,6 +66,8 @@ pub struct Memory {
     pub services: RefCell<HashMap<u32, Service>>,
     pub backends: RefCell<HashMap<u32, Backend>>,
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
+    pub sources: RefCell<Vec<(u8, SourceKey)>>,
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub flows: RefCell<HashMap<Tuple, Flow>>,
     pub forwards: RefCell<HashMap<Tuple, Tuple>>,
     /// How many flows the table may hold; 0 is no limit.
@@ -87,13 +96,15 @@ impl Memory {
             flags: pith_abi::NodeFlags::MASQUERADE,
             snat_first: 1024,
             snat_last: 29_999,
-            zero: 0,
+            mac: [2, 0, 0, 0, 0, 9],
+            zero: [0; 6],
             netns_cookie: 1,
         };
         Self { node, node_classes: HashMap::from([(addr_be, NodeClass::OWN)]), ..Self::default() }
     }
 
-    /// Gives a Service its backends (address and port) as a new generation, and a frontend.
+    /// Gives a Service its backends (address and port) as a new generation, and a frontend that is reached from
+    /// everywhere.
     pub fn serve(&self, frontend: Frontend, index: u32, backends: &[([u8; 4], u16)]) {
         let first = index * 256;
         let old = self.service(index).map_or(0, |service| Head::unpack(service.head).tag);
@@ -103,7 +114,10 @@ impl Memory {
             self.backends.borrow_mut().insert(slot, backend);
         }
         self.services.borrow_mut().insert(index, Service { head: head.pack(), affinity_ns: 0 });
-        self.frontends.borrow_mut().insert(frontend, FrontendTarget::new(&frontend, index));
+        for scope in [Scope::INSIDE, Scope::OUTSIDE] {
+            let frontend = frontend.scoped(scope);
+            self.frontends.borrow_mut().insert(frontend, FrontendTarget::new(&frontend, index));
+        }
     }
 }
 
@@ -150,6 +164,13 @@ impl Tables for Memory {
         self.backends.borrow().get(&slot).copied()
     }
 
+    fn serves_source(&self, service: u32, addr_be: u32) -> bool {
+        self.sources.borrow().iter().any(|(prefix, key)| {
+            let mask = !u32::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0);
+            key.service == service && u32::from_be(key.addr_be ^ addr_be) & mask == 0
+        })
+    }
+
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinities.borrow().get(key).copied()
     }
@@ -187,6 +208,14 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
     fn random(&self) -> u32 {
         if let Some(next) = self.chance.borrow_mut().pop_front() {
             return next;
@@ -213,7 +242,7 @@ pub mod wire {
 
     use super::Buffer;
     use crate::{
-        checksum,
+        checksum, crc,
         packet::{Header, Transport},
     };
 
@@ -231,6 +260,12 @@ pub mod wire {
                 let mut header = [0; 8];
                 header[..4].copy_from_slice(&ports(tuple));
                 header[4..6].copy_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+                [&header, payload].concat()
+            }
+            proto::SCTP => {
+                let mut header = [0; 12];
+                header[..4].copy_from_slice(&ports(tuple));
+                header[4..8].copy_from_slice(b"vtag");
                 [&header, payload].concat()
             }
             _ => {
@@ -270,6 +305,11 @@ pub mod wire {
         l3[16..20].copy_from_slice(&dst_be.to_ne_bytes());
         let sum = !sum(&l3);
         l3[10..12].copy_from_slice(&sum.to_ne_bytes());
+        if proto == proto::SCTP {
+            let sum = crc::full(&l4).to_le_bytes();
+            l4[8..12].copy_from_slice(&sum);
+            return Buffer([&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0], &l3[..], &l4].concat());
+        }
         let at = field(proto);
         let sum = match !checksum_l4(src_be, dst_be, proto, &l4) {
             0 if proto == proto::UDP => 0xFFFF,
@@ -308,6 +348,10 @@ pub mod wire {
     pub fn checksums_hold(packet: &Buffer) -> bool {
         let header = Header::parse(packet).expect("an IPv4 packet");
         let (l3, l4) = (&packet.0[14..header.l4 as usize], &packet.0[header.l4 as usize..]);
+        if header.proto == proto::SCTP {
+            let zeroed = [&l4[..8], &[0; 4], &l4[12..]].concat();
+            return sum(l3) == 0xFFFF && l4[8..12] == crc::full(&zeroed).to_le_bytes();
+        }
         let none = header.proto == proto::UDP && l4[6..8] == [0, 0];
         sum(l3) == 0xFFFF && (none || checksum_l4(header.src_be, header.dst_be, header.proto, l4) == 0xFFFF)
     }

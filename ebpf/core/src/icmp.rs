@@ -89,7 +89,7 @@ fn tuple_inside(bytes: &[u8; INSIDE]) -> Option<Tuple> {
         return None;
     }
     let (source, destination) = match header.proto {
-        proto::TCP | proto::UDP => ([bytes[20], bytes[21]], [bytes[22], bytes[23]]),
+        proto::TCP | proto::UDP | proto::SCTP => ([bytes[20], bytes[21]], [bytes[22], bytes[23]]),
         proto::ICMP => {
             let mut message = [0; 8];
             message.copy_from_slice(&bytes[20..]);

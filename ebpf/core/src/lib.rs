@@ -34,12 +34,17 @@
 #[cfg(any(test, feature = "host"))]
 extern crate std;
 
+pub mod announce;
+mod begin;
 pub mod checksum;
+pub mod crc;
 pub mod flow;
+mod fragment;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
 pub mod packet;
+pub mod pods;
 pub mod select;
 pub mod socket;
 pub mod translate;
@@ -51,8 +56,8 @@ mod socket_tests;
 mod uplink_tests;
 
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Frontend, FrontendTarget, NodeConfig, Reason, Service,
-    Tuple,
+    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
+    NodeConfig, Reason, Service, Tuple,
 };
 
 /// A packet that starts at its Ethernet header. Offsets are in bytes from there.
@@ -67,6 +72,9 @@ pub trait Packet {
     /// ([`checksum::diff`]) in what it covers. Only the packet knows how: network cards and virtual links
     /// leave this checksum to be completed later, when it covers the pseudo header only.
     fn update_l4_checksum(&mut self, offset: u32, diff: u32, covered: Covered) -> Option<()>;
+
+    /// How a change at the beginning of an SCTP packet of so many 32-bit words shows in its checksum.
+    fn crc_carry(&self, words: u32) -> Option<&crc::Carry>;
 }
 
 /// What changed below a transport checksum.
@@ -94,6 +102,9 @@ pub trait Tables {
     fn service(&self, index: u32) -> Option<Service>;
     fn backend(&self, slot: u32) -> Option<Backend>;
 
+    /// Whether a Service that serves some sources only serves this one.
+    fn serves_source(&self, service: u32, addr_be: u32) -> bool;
+
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
 
@@ -103,6 +114,9 @@ pub trait Tables {
     fn forward(&self, forward: &Tuple) -> Option<Tuple>;
     /// Adds or replaces.
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded>;
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 
     fn random(&self) -> u32;
     fn now_ns(&self) -> u64;
@@ -138,6 +152,8 @@ pub enum Verdict {
     Forward(Reason),
     /// Into the pods' network past the host stack, which may not forward at all.
     Inward(Reason),
+    /// Back out of the interface it came in by, as it is now.
+    Return(Reason),
     Drop(Reason),
 }
 
@@ -145,7 +161,11 @@ impl Verdict {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Pass(reason) | Self::Forward(reason) | Self::Inward(reason) | Self::Drop(reason) => reason,
+            Self::Pass(reason)
+            | Self::Forward(reason)
+            | Self::Inward(reason)
+            | Self::Return(reason)
+            | Self::Drop(reason) => reason,
         }
     }
 }

@@ -32,6 +32,11 @@ pub struct Header {
     pub checksum: u16,
     /// A fragment other than the first: it has no transport header.
     pub later_fragment: bool,
+    /// A fragment that others follow.
+    pub more_fragments: bool,
+    pub id_be: u16,
+    /// Bytes of header and payload, as the header says.
+    pub length: u16,
     /// Offset of what follows the header.
     pub l4: u32,
 }
@@ -68,6 +73,9 @@ impl Header {
             ttl: bytes[8],
             checksum: u16::from_ne_bytes([bytes[10], bytes[11]]),
             later_fragment: (bytes[6] & 0x1F) | bytes[7] != 0,
+            more_fragments: bytes[6] & 0x20 != 0,
+            id_be: u16::from_ne_bytes([bytes[4], bytes[5]]),
+            length: u16::from_be_bytes([bytes[2], bytes[3]]),
             l4: offset + length,
         })
     }
@@ -82,6 +90,10 @@ impl Header {
             }
             proto::UDP => {
                 let bytes = packet.load::<8>(self.l4)?;
+                Some(self.flow([bytes[0], bytes[1]], [bytes[2], bytes[3]], 0))
+            }
+            proto::SCTP => {
+                let bytes = packet.load::<12>(self.l4)?;
                 Some(self.flow([bytes[0], bytes[1]], [bytes[2], bytes[3]], 0))
             }
             proto::ICMP => {

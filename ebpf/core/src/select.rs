@@ -40,8 +40,8 @@ pub enum Selection {
 pub enum Client {
     /// The socket at hand: its address is not chosen yet, so its network namespace stands for it.
     Socket,
-    /// The sender of a packet.
-    Address(u32),
+    /// The sender of a packet: address and port, as they lie in it.
+    Sender(u32, u16),
 }
 
 impl Client {
@@ -50,8 +50,24 @@ impl Client {
     fn key<T: Tables>(self, tables: &T) -> u64 {
         match self {
             Self::Socket => tables.netns_cookie(),
-            Self::Address(addr_be) => AffinityKey::ADDRESS | addr_be as u64,
+            Self::Sender(addr_be, _) => AffinityKey::ADDRESS | addr_be as u64,
         }
+    }
+
+    /// A number that is the same for the same client, evenly spread over clients. The port of a socket is
+    /// not chosen yet, so that chance stands for it.
+    #[inline(always)]
+    fn hash<T: Tables>(self, tables: &T, flags: u8) -> u32 {
+        let port = match self {
+            _ if flags & HeadFlags::HASH_CLIENT != 0 => 0,
+            Self::Socket => tables.random(),
+            Self::Sender(_, port_be) => u32::from(port_be),
+        };
+        let client = self.key(tables) ^ (u64::from(port) << 32);
+        // The finalizer of MurmurHash3.
+        let mixed = (client ^ (client >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+        let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+        (mixed >> 32) as u32
     }
 }
 
@@ -61,13 +77,13 @@ pub fn select<T: Tables>(tables: &T, index: u32, client: Client) -> Selection {
     let Some(service) = tables.service(index) else { return Selection::Empty };
     let head = Head::unpack(service.head);
     if head.flags & HeadFlags::AFFINITY == 0 {
-        return any(tables, index);
+        return any(tables, index, client);
     }
     let key = AffinityKey { client: client.key(tables), service: index, zero: 0 };
     let now = tables.now_ns();
     let selection = match last(tables, &key, &service, head, now) {
         Some(choice) => Selection::Chosen(choice),
-        None => any(tables, index),
+        None => any(tables, index, client),
     };
     if let Selection::Chosen(Choice { backend, slot, .. }) = selection {
         tables.set_affinity(&key, &Affinity { backend, last_ns: now, slot, zero: 0 });
@@ -75,9 +91,9 @@ pub fn select<T: Tables>(tables: &T, index: u32, client: Client) -> Selection {
     selection
 }
 
-/// A random backend.
+/// A backend by chance, or by the client's hash where the Service says so.
 #[inline(always)]
-fn any<T: Tables>(tables: &T, index: u32) -> Selection {
+fn any<T: Tables>(tables: &T, index: u32, client: Client) -> Selection {
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
@@ -87,7 +103,9 @@ fn any<T: Tables>(tables: &T, index: u32) -> Selection {
             return Selection::Empty;
         }
         // The upper half of the product is uniform over 0..count, without a division.
-        let slot = ((tables.random() as u64 * head.count as u64) >> 32) as u32;
+        let pick =
+            if head.flags & HeadFlags::HASH == 0 { tables.random() } else { client.hash(tables, head.flags) };
+        let slot = ((pick as u64 * head.count as u64) >> 32) as u32;
         let Some(backend) = tables.backend(head.first + slot) else { return Selection::Empty };
         if backend.tag() == head.tag {
             return Selection::Chosen(Choice { backend, slot, tag: head.tag });

@@ -103,7 +103,7 @@ fn affinity_holds_until_it_is_over_or_the_backend_is_gone() {
     }
     sticky(&memory, 21);
     assert_eq!(ask(Client::Socket), first, "another generation that has the backend");
-    let others: HashSet<u32> = (0..50).map(|client| ask(Client::Address(client))).collect();
+    let others: HashSet<u32> = (0..50).map(|client| ask(Client::Sender(client, 0))).collect();
     assert!(others.len() > 5, "other clients are balanced");
 
     memory.chance.borrow_mut().extend([u32::MAX, 0]);

@@ -3,7 +3,7 @@
 use pith_abi::{Tuple, proto};
 
 use crate::{
-    Covered, Packet, checksum,
+    Covered, Packet, checksum, crc,
     packet::{Header, L3},
 };
 
@@ -42,6 +42,15 @@ pub fn translate<P: Packet>(
         let covered = Covered { pseudo_header: false, zero_is_none: false };
         packet.update_l4_checksum(header.l4 + 2, ports, covered)?;
         return packet.store(header.l4 + 4, &(to.sport_be | to.dport_be).to_ne_bytes());
+    }
+    if header.proto == proto::SCTP {
+        // It covers no addresses, and lies in the first of the pieces only where there is but one.
+        let length = header.length.wrapping_sub((header.l4 - L3) as u16);
+        let carry = packet.crc_carry(u32::from(length / 4))?;
+        let change = crc::diff(ports_bytes(from), ports_bytes(to), carry);
+        let sum = u32::from_le_bytes(packet.load::<4>(header.l4 + 8)?) ^ change;
+        packet.store(header.l4 + 8, &sum.to_le_bytes())?;
+        return packet.store(header.l4, &ports_bytes(to));
     }
     let zero_is_none = header.proto == proto::UDP;
     let field = header.l4 + if zero_is_none { 6 } else { 16 };

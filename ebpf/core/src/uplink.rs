@@ -1,49 +1,55 @@
-//! Packets at the uplink: node ports for those that come in, masquerade for those that leave.
+//! Packets at the uplink: Services for those that come in, masquerade for those that leave.
 //!
 //! ```text
 //!                 in                                          out
-//!  own address? ──no──► pass                     from a pod or this node? ──no──► pass
+//!  node's or a Service's address? ─no─► pass     from a pod or this node? ──no──► pass
 //!      │                                             │
 //!  reply to a source port we gave ──► undo           reply of a backend here ──► undo ──► pass
 //!      │                              │              │
 //!  known flow ──► same backend ──┐    │          pod to the outside:
 //!      │                         ▼    ▼            known flow ──► same source port ──► pass
-//!  node port ──► select ──► rewrite ──► pod or        │
+//!  Service ──► select ──► rewrite ──► pod or          │
 //!      │                     this node: pass       new ──► free source port ──► pass
-//!  pass                      elsewhere: forward
+//!      │                     elsewhere: forward
+//!  node's address: pass      Service's address: this node refuses, or answers a ping
 //! ```
 //! A backend on this node sees the client's own address. One elsewhere sees the node's, because its
 //! replies have to come back here.
 
 use pith_abi::{
-    Flow, FlowFlags, FlowState, Frontend, NodeClass, NodeConfig, NodeFlags, Reason, Tuple, proto,
+    Flow, FlowFlags, Frontend, FrontendTarget, Head, HeadFlags, Hook, NodeClass, NodeConfig, NodeFlags,
+    Reason, Scope, Tuple, proto,
 };
 
 use crate::{
-    NotAdded, Packet, Record, Tables, Verdict, flow, icmp,
+    Packet, Tables, Verdict,
+    begin::{Source, Start, begin},
+    flow, fragment, icmp,
     packet::{Header, Transport, tcp},
     select::{Client, Selection, select},
     translate::{Hops, translate},
 };
-
-/// Source ports tried before a flow is given up. With half of the range taken towards one destination the
-/// chance that all are taken is 2^-16.
-const PORT_TRIES: u32 = 16;
 
 /// A packet arrives at the uplink.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(node) = tables.node() else { return Verdict::Pass(Reason::UplinkPass) };
     let Some(header) = Header::parse(packet) else { return Verdict::Pass(Reason::UplinkMalformed) };
-    if node.addr_be == 0 || !is_own(tables, node, header.dst_be) {
+    if node.addr_be == 0 {
         return Verdict::Pass(Reason::UplinkPass);
     }
+    let own = header.dst_be == node.addr_be;
+    let class = if own { NodeClass::OWN } else { tables.node_class(header.dst_be) };
+    if class & (NodeClass::OWN | NodeClass::SERVICE) == 0 {
+        return Verdict::Pass(Reason::UplinkPass);
+    }
+    let own = class & NodeClass::OWN != 0;
     if header.later_fragment {
-        return Verdict::Pass(Reason::UplinkFragment);
+        return ingress_fragment(packet, tables, node, &header);
     }
     match header.transport(packet) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
-            ingress_flow(packet, tables, node, &header, &tuple, tcp_flags)
+            ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, own)
         }
         Some(Transport::IcmpError) => ingress_error(packet, tables, node, &header),
         Some(Transport::Other) => Verdict::Pass(Reason::UplinkPass),
@@ -59,19 +65,24 @@ fn ingress_flow<P: Packet, T: Tables>(
     header: &Header,
     tuple: &Tuple,
     tcp_flags: u8,
+    own: bool,
 ) -> Verdict {
-    match resolve_ingress(tables, node, tuple, tcp_flags) {
+    match resolve_ingress(tables, node, tuple, tcp_flags, own) {
         Ok((to, reason)) => {
             let way = Way::to(tables, node, to.dst_be);
             if way.is_hop() && header.ttl <= 1 {
                 return Verdict::Drop(Reason::TtlExceeded);
             }
+            fragment::lead(tables, header, &to, Hook::UPLINK_INGRESS);
             match translate(packet, header, tuple, &to, way.hops()) {
                 None => Verdict::Drop(Reason::RewriteFailed),
                 Some(()) => way.verdict(reason),
             }
         }
-        Err(reason) => Verdict::Pass(reason),
+        Err(Reason::SourceDenied) => Verdict::Drop(Reason::SourceDenied),
+        Err(reason) if own => Verdict::Pass(reason),
+        // The stack knows no such address: it would send the packet on, and get it back.
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -82,9 +93,11 @@ fn resolve_ingress<T: Tables>(
     node: &NodeConfig,
     tuple: &Tuple,
     tcp_flags: u8,
+    own: bool,
 ) -> Result<(Tuple, Reason), Reason> {
     let dport = u16::from_be(tuple.dport_be);
-    if dport >= node.snat_first
+    if own
+        && dport >= node.snat_first
         && dport <= node.snat_last
         && let Some(forward) = flow::reply(tables, tuple, tcp_flags)
     {
@@ -93,40 +106,112 @@ fn resolve_ingress<T: Tables>(
     if let Some(key) = flow::forward(tables, tuple, tcp_flags) {
         return Ok((key.reversed(), Reason::FlowForward));
     }
-    node_port(tables, node, tuple, tcp_flags)
+    let start = first_packet(tables, node, tuple, tcp_flags, own)?;
+    begin(tables, node, tuple, &start)
 }
 
-/// The first packet of a flow to a node port.
+/// The Service that a packet asks for.
 #[inline(always)]
-fn node_port<T: Tables>(
+fn service_at<T: Tables>(tables: &T, tuple: &Tuple, own: bool) -> Option<u32> {
+    let exact = Frontend::new(tuple.dst_be, tuple.dport_be, tuple.proto).scoped(Scope::OUTSIDE);
+    let found = match tables.frontend(&exact) {
+        Some(target) => target.service(&exact),
+        None if own => {
+            let node_port = Frontend::node_port(tuple.dport_be, tuple.proto).scoped(Scope::OUTSIDE);
+            tables.frontend(&node_port)?.service(&node_port)
+        }
+        None => None,
+    }?;
+    if found == FrontendTarget::NO_SERVICE { None } else { Some(found) }
+}
+
+/// Why a packet to a Service's address is answered by this node: it is to none of its ports.
+#[inline(always)]
+pub(crate) fn no_port(tuple: &Tuple) -> Reason {
+    if tuple.proto == proto::ICMP { Reason::ServicePing } else { Reason::ServiceNoPort }
+}
+
+/// Where the first packet of a flow is led.
+#[inline(always)]
+fn first_packet<T: Tables>(
     tables: &T,
     node: &NodeConfig,
     tuple: &Tuple,
     tcp_flags: u8,
-) -> Result<(Tuple, Reason), Reason> {
-    let frontend = Frontend::node_port(tuple.dport_be, tuple.proto);
-    let service = tables.frontend(&frontend).and_then(|target| target.service(&frontend));
-    let Some(service) = service else { return Err(Reason::UplinkPass) };
+    own: bool,
+) -> Result<Start, Reason> {
+    // For its own addresses the stack refuses by itself, at whatever port.
+    let refuse = |of_own, of_service| if own { Err(of_own) } else { Ok(Start::answer(node, of_service)) };
+    let Some(service) = service_at(tables, tuple, own) else {
+        return refuse(Reason::UplinkPass, no_port(tuple));
+    };
     if tuple.proto == proto::TCP && !tcp::opens(tcp_flags) {
-        return Err(Reason::NodePortNoFlow);
+        return refuse(Reason::NodePortNoFlow, Reason::ServiceNoFlow);
     }
-    let choice = match select(tables, service, Client::Address(tuple.src_be)) {
+    let head = tables.service(service).map_or(0, |service| service.head);
+    if Head::unpack(head).flags & HeadFlags::SOURCES != 0 && !tables.serves_source(service, tuple.src_be) {
+        return Err(Reason::SourceDenied);
+    }
+    let choice = match select(tables, service, Client::Sender(tuple.src_be, tuple.sport_be)) {
         Selection::Chosen(choice) => choice,
-        Selection::Empty => return Err(Reason::NodePortNoEndpoints),
+        Selection::Empty => return refuse(Reason::NodePortNoEndpoints, Reason::ServiceNoEndpoints),
         Selection::Race => return Err(Reason::GenerationRace),
     };
     let (addr_be, port_be) = (choice.backend.addr_be(), choice.backend.port_be());
-    let mut flow = new_flow(tuple, service, FlowFlags::DESTINATION, tables.now_ns());
-    if stays_here(tables, node, addr_be) {
-        let key = Tuple::new(addr_be, port_be, tuple.src_be, tuple.sport_be, tuple.proto);
-        add_or_take_over(tables, &key, &flow)?;
-        index(tables, tuple, &key)?;
-        return Ok((key.reversed(), Reason::NodePortLocal));
+    let stays = stays_here(tables, node, addr_be);
+    let (source, flags) = if stays {
+        (Source::Own, FlowFlags::DESTINATION)
+    } else {
+        (Source::Node, FlowFlags::DESTINATION | FlowFlags::SOURCE)
+    };
+    let reason = match (own, stays) {
+        (true, true) => Reason::NodePortLocal,
+        (true, false) => Reason::NodePortRemote,
+        (false, true) => Reason::ServiceLocal,
+        (false, false) => Reason::ServiceRemote,
+    };
+    Ok(Start { source, addr_be, port_be, service, flags, reason })
+}
+
+/// A piece of a datagram, other than the first, arrives.
+#[inline(always)]
+fn ingress_fragment<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    node: &NodeConfig,
+    header: &Header,
+) -> Verdict {
+    let Some(to) = fragment::led(tables, header, Hook::UPLINK_INGRESS) else {
+        return Verdict::Pass(Reason::UplinkFragment);
+    };
+    let way = Way::to(tables, node, to.dst_be);
+    if way.is_hop() && header.ttl <= 1 {
+        return Verdict::Drop(Reason::TtlExceeded);
     }
-    flow.flags |= FlowFlags::SOURCE;
-    let key = with_source_port(tables, node, addr_be, port_be, &flow)?;
-    index(tables, tuple, &key)?;
-    Ok((key.reversed(), Reason::NodePortRemote))
+    match fragment::translate(packet, header, &to, way.hops()) {
+        None => Verdict::Drop(Reason::RewriteFailed),
+        Some(()) => way.verdict(Reason::FragmentTranslated),
+    }
+}
+
+#[inline(always)]
+fn ingress_error<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    node: &NodeConfig,
+    header: &Header,
+) -> Verdict {
+    let Some(error) = icmp::parse(packet, tables, header, node) else {
+        return Verdict::Pass(Reason::UplinkPass);
+    };
+    let way = Way::to(tables, node, error.dst_be);
+    if way.is_hop() && header.ttl <= 1 {
+        return Verdict::Drop(Reason::TtlExceeded);
+    }
+    match icmp::translate(packet, header, &error, way.hops()) {
+        None => Verdict::Drop(Reason::RewriteFailed),
+        Some(()) => way.verdict(Reason::IcmpError),
+    }
 }
 
 /// A packet leaves by the uplink.
@@ -140,37 +225,44 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
     let outside = from_pod && is_outside(tables, node, header.dst_be);
     // What must leave under the node's address and cannot is dropped: nobody could answer it.
-    let no_flow =
-        if outside { Verdict::Drop(Reason::MasqueradeNoFlow) } else { Verdict::Pass(Reason::UplinkPass) };
+    let left = |reason| if outside { Verdict::Drop(reason) } else { Verdict::Pass(reason) };
     if header.later_fragment {
-        return if outside {
-            Verdict::Drop(Reason::UplinkFragment)
-        } else {
-            Verdict::Pass(Reason::UplinkFragment)
+        let Some(to) = fragment::led(tables, &header, Hook::UPLINK_EGRESS) else {
+            return left(Reason::UplinkFragment);
+        };
+        return match fragment::translate(packet, &header, &to, Hops::Keep) {
+            Some(()) => Verdict::Pass(Reason::FragmentTranslated),
+            None => Verdict::Drop(Reason::RewriteFailed),
         };
     }
     match header.transport(packet) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
             match resolve_egress(tables, node, &tuple, tcp_flags, outside) {
-                Ok((to, reason)) => match translate(packet, &header, &tuple, &to, Hops::Keep) {
-                    Some(()) => Verdict::Pass(reason),
-                    None => Verdict::Drop(Reason::RewriteFailed),
-                },
-                Err(reason) if outside => Verdict::Drop(reason),
-                Err(reason) => Verdict::Pass(reason),
+                Ok((to, reason)) => {
+                    fragment::lead(tables, &header, &to, Hook::UPLINK_EGRESS);
+                    match translate(packet, &header, &tuple, &to, Hops::Keep) {
+                        Some(()) => Verdict::Pass(reason),
+                        None => Verdict::Drop(Reason::RewriteFailed),
+                    }
+                }
+                Err(reason) => left(reason),
             }
         }
-        Some(Transport::IcmpError) => {
-            let Some(error) = icmp::parse(packet, tables, &header, node) else { return no_flow };
-            match icmp::translate(packet, &header, &error, Hops::Keep) {
+        Some(Transport::IcmpError) => match icmp::parse(packet, tables, &header, node) {
+            Some(error) => match icmp::translate(packet, &header, &error, Hops::Keep) {
                 Some(()) => Verdict::Pass(Reason::IcmpError),
                 None => Verdict::Drop(Reason::RewriteFailed),
-            }
-        }
-        Some(Transport::Other) => no_flow,
-        None if outside => Verdict::Drop(Reason::UplinkMalformed),
-        None => Verdict::Pass(Reason::UplinkMalformed),
+            },
+            None => left(no_flow(outside)),
+        },
+        Some(Transport::Other) => left(no_flow(outside)),
+        None => left(Reason::UplinkMalformed),
     }
+}
+
+#[inline(always)]
+fn no_flow(outside: bool) -> Reason {
+    if outside { Reason::MasqueradeNoFlow } else { Reason::UplinkPass }
 }
 
 /// What a leaving packet becomes, or why it is left as it is.
@@ -196,30 +288,15 @@ fn resolve_egress<T: Tables>(
     if tcp_flags & tcp::RST != 0 {
         return Err(Reason::MasqueradeNoFlow);
     }
-    let flow = new_flow(tuple, Flow::NO_SERVICE, FlowFlags::SOURCE, tables.now_ns());
-    let key = with_source_port(tables, node, tuple.dst_be, tuple.dport_be, &flow)?;
-    index(tables, tuple, &key)?;
-    Ok((key.reversed(), Reason::Masqueraded))
-}
-
-#[inline(always)]
-fn ingress_error<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    node: &NodeConfig,
-    header: &Header,
-) -> Verdict {
-    let Some(error) = icmp::parse(packet, tables, header, node) else {
-        return Verdict::Pass(Reason::UplinkPass);
+    let start = Start {
+        source: Source::Node,
+        addr_be: tuple.dst_be,
+        port_be: tuple.dport_be,
+        service: Flow::NO_SERVICE,
+        flags: FlowFlags::SOURCE,
+        reason: Reason::Masqueraded,
     };
-    let way = Way::to(tables, node, error.dst_be);
-    if way.is_hop() && header.ttl <= 1 {
-        return Verdict::Drop(Reason::TtlExceeded);
-    }
-    match icmp::translate(packet, header, &error, way.hops()) {
-        None => Verdict::Drop(Reason::RewriteFailed),
-        Some(()) => way.verdict(Reason::IcmpError),
-    }
+    begin(tables, node, tuple, &start)
 }
 
 /// How a translated packet goes on.
@@ -279,69 +356,5 @@ fn is_outside<T: Tables>(tables: &T, node: &NodeConfig, addr_be: u32) -> bool {
     node.flags & NodeFlags::MASQUERADE != 0
         && !node.is_pod(addr_be)
         && addr_be.to_ne_bytes()[0] < 224
-        && tables.node_class(addr_be) == 0
-}
-
-#[inline(always)]
-fn new_flow(forward: &Tuple, service: u32, flags: u8, now_ns: u64) -> Flow {
-    Flow { forward: *forward, last_ns: now_ns, service, state: FlowState::Opening as u8, flags, zero: [0; 2] }
-}
-
-/// Adds a flow whose reply tuple is given by client and backend. The tuple may be taken by the same flow,
-/// begun on another CPU, or by one that is over.
-#[inline(always)]
-fn add_or_take_over<T: Tables>(tables: &T, key: &Tuple, flow: &Flow) -> Result<(), Reason> {
-    match tables.add_flow(key, flow) {
-        Ok(()) => Ok(()),
-        Err(NotAdded::Full) => Err(Reason::FlowTableFull),
-        Err(NotAdded::Exists) => {
-            let Some(record) = tables.flow(key) else { return Err(Reason::ReplyTaken) };
-            let old = record.get();
-            if old.state == FlowState::Closed as u8 || flow::expired(&old, flow.last_ns) {
-                record.replace(flow);
-                return Ok(());
-            }
-            if old.forward == flow.forward { Ok(()) } else { Err(Reason::ReplyTaken) }
-        }
-    }
-}
-
-/// Adds a flow towards a destination under a source port of the node that is free there: its own where
-/// that lies in the range, else one by chance.
-#[inline(always)]
-fn with_source_port<T: Tables>(
-    tables: &T,
-    node: &NodeConfig,
-    dst_be: u32,
-    dport_be: u16,
-    flow: &Flow,
-) -> Result<Tuple, Reason> {
-    let first = u32::from(node.snat_first);
-    let ports = u32::from(node.snat_last).wrapping_sub(first).wrapping_add(1) & 0xFFFF;
-    let own = u32::from(u16::from_be(flow.forward.sport_be)).wrapping_sub(first);
-    let mut tries = 0;
-    while tries < PORT_TRIES {
-        let by_chance = ((u64::from(tables.random()) * u64::from(ports)) >> 32) as u32;
-        let offset = if tries == 0 && own < ports { own } else { by_chance };
-        let port_be = ((first + offset) as u16).to_be();
-        let key = Tuple::new(dst_be, dport_be, node.addr_be, port_be, flow.forward.proto);
-        match tables.add_flow(&key, flow) {
-            Ok(()) => return Ok(key),
-            Err(NotAdded::Full) => return Err(Reason::FlowTableFull),
-            Err(NotAdded::Exists) => tries += 1,
-        }
-    }
-    Err(Reason::NoSourcePort)
-}
-
-/// Leads forward packets to a new record, or takes the record back.
-#[inline(always)]
-fn index<T: Tables>(tables: &T, forward: &Tuple, key: &Tuple) -> Result<(), Reason> {
-    match tables.set_forward(forward, key) {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            tables.remove_flow(key);
-            Err(Reason::FlowTableFull)
-        }
-    }
+        && tables.node_class(addr_be) & (NodeClass::OWN | NodeClass::OTHER) == 0
 }

@@ -182,17 +182,23 @@ fn a_closed_connection_is_balanced_anew() {
     assert_eq!(wire::tuple(&again).dst_be, u32::from_ne_bytes([10, 244, 1, 9]));
 }
 
-/// One client port to one backend through two node ports: the replies would look alike.
+/// One client port to one backend through two node ports: the replies would look alike, so that the second
+/// flow is given another port.
 #[test]
-fn replies_that_would_look_alike_are_refused() {
+fn replies_never_look_alike() {
     let memory = serving(proto::TCP, &[(LOCAL, 8080)]);
     memory.serve(Frontend::node_port(30_081u16.to_be(), proto::TCP), 4, &[(LOCAL, 8080)]);
     let first = tuple(CLIENT, 40_000, NODE, NODE_PORT, proto::TCP);
     let second = tuple(CLIENT, 40_000, NODE, 30_081, proto::TCP);
     assert_eq!(ingress(&mut wire::packet(&first, SYN, b""), &memory), Verdict::Pass(Reason::NodePortLocal));
     let mut packet = wire::packet(&second, SYN, b"");
-    assert_eq!(ingress(&mut packet, &memory), Verdict::Pass(Reason::ReplyTaken));
-    assert_eq!(wire::tuple(&packet), second, "the host stack refuses it as it came");
+    assert_eq!(ingress(&mut packet, &memory), Verdict::Pass(Reason::NodePortLocal));
+    let seen = wire::tuple(&packet);
+    assert_eq!(seen, Tuple { sport_be: seen.sport_be, ..tuple(CLIENT, 0, LOCAL, 8080, proto::TCP) });
+    assert_ne!(seen.sport_be, first.sport_be);
+    let mut answer = wire::packet(&seen.reversed(), SYN | ACK, b"");
+    assert_eq!(egress(&mut answer, &memory), Verdict::Pass(Reason::FlowReply));
+    assert_eq!(wire::tuple(&answer), second.reversed());
 }
 
 #[test]

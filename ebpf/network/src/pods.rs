@@ -46,6 +46,8 @@ use crate::{
 pub const ROUTES_TO_PODS: u8 = 112;
 /// The pod's interface, by its name inside.
 pub const INTERFACE: &str = "eth0";
+/// How the names of the replica's ends begin.
+pub const INTERFACE_PREFIX: &str = "pith";
 /// Where no uplink is named or found.
 const MTU_DEFAULT: u32 = 1500;
 /// Requests that may wait for the thread before callers wait for room.
@@ -523,7 +525,7 @@ fn replica_side(rtnl: &mut Rtnl, pod_cidr: Ipv4Net, gateway: Ipv4Addr) -> Result
 
 /// By name and kind: `pith` and eleven hexadecimal digits.
 fn is_pod_interface(link: &Link) -> bool {
-    let digits = link.name.strip_prefix("pith").unwrap_or_default();
+    let digits = link.name.strip_prefix(INTERFACE_PREFIX).unwrap_or_default();
     link.kind == Some(netlink_packet_route::link::InfoKind::Veth)
         && digits.len() == 11
         && digits.bytes().all(|byte| byte.is_ascii_hexdigit())

@@ -4,15 +4,18 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_addr},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie},
     helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Frontend, FrontendTarget, NodeClass, NodeConfig, Peers,
-    REASON_COUNT, Reason, Service, Tuple, default_limit,
+    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
+    NodeClass, NodeConfig, Peers, REASON_COUNT, Reason, Service, SourceKey, Tuple, default_limit,
 };
-use pith_core::{NotAdded, Record, Tables};
+use pith_core::{
+    NotAdded, Record, Tables,
+    crc::{CARRIES, Carry},
+};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -31,6 +34,13 @@ pub(crate) static PEERS: SkStorage<Peers> = SkStorage::new();
 static FLOWS: HashMap<Tuple, Flow, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static FORWARD: HashMap<Tuple, Tuple, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static SOURCES: LpmTrie<SourceKey, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { default_limit::FRAGMENTS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+pub(crate) static CARRY: Array<Carry, { CARRIES }> = Array::new();
 #[btf_map]
 static NODES: HashMap<u32, NodeClass, { default_limit::NODES as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -163,6 +173,24 @@ impl Tables for Maps {
     #[inline(always)]
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded> {
         FORWARD.insert(forward, key, BPF_ANY.into()).map_err(not_added)
+    }
+
+    #[inline(always)]
+    fn serves_source(&self, service: u32, addr_be: u32) -> bool {
+        SOURCES.get(&lpm_trie::Key::new(64, SourceKey { service, addr_be })).is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: the element stays mapped. An LRU map may give it to another datagram meanwhile, whose
+        // addresses the piece then gets, and is refused by: as if it had been lost.
+        FRAGMENTS.get_ptr(key).map(|fragment| unsafe { *fragment })
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // Where it fails the other pieces are lost, as pieces may be.
+        let _ = FRAGMENTS.insert(key, fragment, BPF_ANY.into());
     }
 
     #[inline(always)]

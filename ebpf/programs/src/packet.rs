@@ -6,7 +6,9 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
 };
-use pith_core::{Covered, Packet};
+use pith_core::{Covered, Packet, crc::Carry};
+
+use crate::maps::CARRY;
 
 /// A packet in the hands of a classifier.
 pub(crate) struct SocketBuffer(pub(crate) *mut __sk_buff);
@@ -33,6 +35,11 @@ impl Packet for SocketBuffer {
         let failed =
             unsafe { bpf_skb_store_bytes(self.0.cast(), offset, bytes.as_ptr().cast(), N as u32, flags) };
         (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn crc_carry(&self, words: u32) -> Option<&Carry> {
+        CARRY.get(words)
     }
 
     #[inline(always)]

@@ -2,50 +2,60 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, tcx_action_base},
-    helpers::bpf_redirect_neigh,
+    helpers::{bpf_redirect, bpf_redirect_neigh},
     macros::classifier,
     programs::TcContext,
 };
 use pith_abi::{NodeConfig, Reason};
-use pith_core::{Tables, Verdict, uplink};
+use pith_core::{Tables, Verdict, announce, uplink};
 
 use crate::{
     maps::{Maps, count},
     packet::SocketBuffer,
 };
 
-/// `ETH_P_IP` as it lies in a packet.
+/// `ETH_P_IP` and `ETH_P_ARP` as they lie in a packet.
 const IPV4: u32 = 0x0800u16.to_be() as u32;
+const ARP: u32 = 0x0806u16.to_be() as u32;
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    carry_out(if is_ipv4(skb) { uplink::ingress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 })
+    // SAFETY: the context is the one the kernel gave.
+    let verdict = match unsafe { (*skb).protocol } {
+        IPV4 => uplink::ingress(&mut SocketBuffer(skb), &Maps::PACKET),
+        ARP => announce::arp(&mut SocketBuffer(skb), &Maps::PACKET),
+        _ => NOT_IPV4,
+    };
+    carry_out(skb, verdict)
 }
 
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    carry_out(if is_ipv4(skb) { uplink::egress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 })
+    let verdict = if is_ipv4(skb) { uplink::egress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 };
+    carry_out(skb, verdict)
 }
 
-const NOT_IPV4: Verdict = Verdict::Pass(Reason::UplinkNotIpv4);
+pub(crate) const NOT_IPV4: Verdict = Verdict::Pass(Reason::UplinkNotIpv4);
 
 #[inline(always)]
-fn is_ipv4(skb: *mut __sk_buff) -> bool {
+pub(crate) fn is_ipv4(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is the one the kernel gave.
     unsafe { (*skb).protocol == IPV4 }
 }
 
 /// Passing means that programs of others on the same hook have their turn too.
 #[inline(always)]
-fn carry_out(verdict: Verdict) -> i32 {
+pub(crate) fn carry_out(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
     count(verdict.reason());
     match verdict {
         Verdict::Pass(_) => tcx_action_base::TCX_NEXT,
         Verdict::Drop(_) => tcx_action_base::TCX_DROP,
         Verdict::Forward(_) => redirect(|node| node.uplink),
         Verdict::Inward(_) => redirect(|node| node.inner),
+        // SAFETY: the context is the one the kernel gave; the helper takes numbers.
+        Verdict::Return(_) => unsafe { bpf_redirect((*skb).ifindex, 0) as i32 },
     }
 }
 

@@ -28,6 +28,15 @@ impl Cidr {
         Ipv4Addr::from(bits(self.prefix))
     }
 
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Whether it takes in all of another network.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.net)
+    }
+
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         u32::from(address) & bits(self.prefix) == u32::from(self.net)
     }

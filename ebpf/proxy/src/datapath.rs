@@ -1,8 +1,9 @@
 //! The datapath of one node: what is attached where, and what its programs know of the node.
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,9 +16,12 @@ use aya::{
 };
 use pith_abi::{NodeClass, NodeConfig, NodeFlags, Reason, default_limit, map_name};
 
+use tracing::debug;
+
 use crate::{
     bpffs::{self, PinError},
     cidr::Cidr,
+    flows::{self, Collected},
     kernel,
     loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
@@ -29,6 +33,9 @@ const CGROUP_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
+/// At each pod's link; the interface's name follows in the name of the pin.
+const FROM_POD: &str = "from_pod";
+const TO_POD: &str = "to_pod";
 
 /// Every program, by the name of its link's pin.
 const PROGRAMS: [&str; 10] = [
@@ -61,6 +68,8 @@ pub struct Config {
     /// masqueraded at all.
     pub cluster_cidr: Option<Cidr>,
     pub snat_ports: RangeInclusive<u16>,
+    /// How the names of pods' interfaces begin, at the node's end; without it there are no programs at them.
+    pub pod_interfaces: Option<String>,
 }
 
 impl Config {
@@ -71,6 +80,7 @@ impl Config {
             limits: Limits::default(),
             cluster_cidr: None,
             snat_ports: DEFAULT_SNAT_PORTS,
+            pod_interfaces: None,
         }
     }
 }
@@ -84,6 +94,8 @@ pub struct Limits {
     pub affinity: u32,
     pub flows: u32,
     pub nodes: u32,
+    pub sources: u32,
+    pub fragments: u32,
 }
 
 impl Limits {
@@ -95,6 +107,8 @@ impl Limits {
         affinity: default_limit::AFFINITY,
         flows: default_limit::FLOWS,
         nodes: default_limit::NODES,
+        sources: default_limit::SOURCES,
+        fragments: default_limit::FRAGMENTS,
     };
 }
 
@@ -156,6 +170,9 @@ pub enum DatapathError {
 pub enum Uplink {
     Ingress,
     Egress,
+    /// Not at the uplink but at a pod's link.
+    FromPod,
+    ToPod,
 }
 
 impl Uplink {
@@ -163,6 +180,8 @@ impl Uplink {
         match self {
             Self::Ingress => UPLINK_INGRESS,
             Self::Egress => UPLINK_EGRESS,
+            Self::FromPod => FROM_POD,
+            Self::ToPod => TO_POD,
         }
     }
 }
@@ -184,6 +203,10 @@ pub struct Datapath {
     node: NodeConfig,
     /// Addresses of this node, for NODES.
     pub(crate) own: Vec<Ipv4Addr>,
+    /// Pods' interfaces that have programs, by their prefix.
+    pod_prefix: Option<String>,
+    pods: BTreeSet<String>,
+    uplink: Option<String>,
     pub(crate) table_limits: TableLimits,
 }
 
@@ -213,7 +236,16 @@ impl Datapath {
         for program in CGROUP_PROGRAMS {
             loaded.attach_cgroup(program, &config.cgroup)?;
         }
-        Ok(Self { loaded, maps, node, own: Vec::new(), table_limits })
+        Ok(Self {
+            loaded,
+            maps,
+            node,
+            own: Vec::new(),
+            pod_prefix: config.pod_interfaces.clone(),
+            pods: BTreeSet::new(),
+            uplink: None,
+            table_limits,
+        })
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
@@ -224,11 +256,84 @@ impl Datapath {
         for address in addresses {
             self.maps.set_node_class(be(*address), NodeClass(NodeClass::OWN))?;
         }
+        self.uplink = Some(interface.to_owned());
+        self.node.mac = kernel::ethernet_address(interface)
+            .map_err(|source| DatapathError::Interface { name: interface.to_owned(), source })?;
         self.node.uplink = index;
         self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
         self.maps.set_node(self.node)?;
         self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface, UPLINK_INGRESS)?;
         self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface, UPLINK_EGRESS)
+    }
+
+    /// Whether pods' interfaces are to be given programs.
+    pub(crate) fn follows_pods(&self) -> bool {
+        self.pod_prefix.is_some()
+    }
+
+    /// Gives pods' interfaces that are new their programs, and forgets those that are gone.
+    pub fn follow_pods(&mut self) -> Result<(), DatapathError> {
+        let Some(prefix) = &self.pod_prefix else { return Ok(()) };
+        let interfaces = nix::net::if_::if_nameindex()
+            .map_err(|error| DatapathError::Interface { name: format!("{prefix}*"), source: error.into() })?;
+        let names = interfaces.iter().filter_map(|interface| interface.name().to_str().ok());
+        let now: BTreeSet<String> =
+            names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect();
+        for gone in self.pods.difference(&now) {
+            for program in [FROM_POD, TO_POD] {
+                self.loaded.forget_link(&pod_pin(program, gone))?;
+            }
+        }
+        for new in now.difference(&self.pods) {
+            for (program, kind) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
+                match self.loaded.attach_classifier(program, kind, new, &pod_pin(program, new)) {
+                    // It went before it was reached: the kernel will tell of that next.
+                    Err(_) if interface_index(new).is_err() => {}
+                    other => other?,
+                }
+            }
+        }
+        self.pods = now;
+        Ok(())
+    }
+
+    /// Ends flows that are over, and those to backends that `serves` (a Service's index, a backend) denies.
+    pub fn collect(
+        &mut self,
+        serves: impl Fn(u32, SocketAddrV4) -> bool,
+    ) -> Result<Collected, DatapathError> {
+        let serves = |service, addr_be: u32, port_be: u16| {
+            let address = Ipv4Addr::from(addr_be.to_ne_bytes());
+            serves(service, SocketAddrV4::new(address, u16::from_be(port_be)))
+        };
+        let failed = |source| MapAccess::Kernel { map: map_name::FLOWS, source };
+        Ok(flows::collect(&mut self.maps, flows::now_ns(), serves).map_err(failed)?)
+    }
+
+    /// Says what an address that is no node's is for: Services are reached there from outside, and this node
+    /// announces it or not; `None` for none.
+    pub fn set_service_address(
+        &mut self,
+        address: Ipv4Addr,
+        announced: Option<bool>,
+    ) -> Result<(), DatapathError> {
+        if self.own.contains(&address) {
+            return Ok(());
+        }
+        match announced {
+            None => Ok(self.maps.remove_node_class(be(address))?),
+            Some(announced) => {
+                let bit = if announced { NodeClass::ANNOUNCED } else { 0 };
+                self.maps.set_node_class(be(address), NodeClass(NodeClass::SERVICE | bit))?;
+                if announced && let Some(uplink) = &self.uplink {
+                    // Who knew another node by this address learns at once; who does not hear asks.
+                    if let Err(error) = kernel::announce(uplink, self.node.mac, address) {
+                        debug!(%error, %address, "neighbours were not told");
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Says which addresses this node's pods have.
@@ -249,8 +354,8 @@ impl Datapath {
         Reason::ALL.iter().map(count).collect()
     }
 
-    /// Runs a packet, from its Ethernet header on, through a program of the uplink and the live maps; flows
-    /// it begins stay. The uplink has to be attached.
+    /// Runs a packet, from its Ethernet header on, through a program and the live maps; flows it begins
+    /// stay. The program has to be attached somewhere.
     pub fn replay(&self, hook: Uplink, packet: &[u8]) -> Result<Replayed, DatapathError> {
         self.loaded.replay(hook.program(), packet)
     }
@@ -260,6 +365,18 @@ impl Datapath {
     pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
         Ok(bpffs::remove(bpffs, &PROGRAMS)?)
     }
+}
+
+/// Name of the pin of a link at a pod's interface.
+fn pod_pin(program: &str, interface: &str) -> String {
+    format!("{program}-{interface}")
+}
+
+/// Whether a pin is one of those.
+pub(crate) fn is_pod_pin(name: &str) -> bool {
+    [FROM_POD, TO_POD]
+        .iter()
+        .any(|program| name.strip_prefix(program).is_some_and(|interface| interface.starts_with('-')))
 }
 
 /// An address as it lies in packets.

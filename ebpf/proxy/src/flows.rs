@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use aya::maps::MapError;
-use pith_abi::{Flow, FlowFlags, Tuple, proto};
+use pith_abi::{Flow, FlowFlags, Tuple};
 use pith_core::flow;
 
 use crate::maps::Maps;
@@ -27,8 +27,9 @@ pub struct Collected {
 
 /// Removes what is over at `now_ns`, on the clock of `bpf_ktime_get_ns`.
 ///
-/// `serves` says whether a Service (by its index) still has the backend at an address and port. UDP flows to
-/// one that is gone end at once: their clients would send into the void for as long as they keep sending.
+/// `serves` says whether a Service (by its index) still has the backend at an address and port, be it
+/// draining. Flows to one that is gone end at once: the next datagram is led elsewhere, the next segment is
+/// refused. Without that, clients would send into the void for as long as they keep sending.
 pub(crate) fn collect(
     maps: &mut Maps,
     now_ns: u64,
@@ -68,7 +69,7 @@ pub(crate) fn collect(
 fn is_over(key: &Tuple, flow: &Flow, now_ns: u64, serves: &impl Fn(u32, u32, u16) -> bool) -> bool {
     let to_service = flow.flags & FlowFlags::DESTINATION != 0;
     flow::expired(flow, now_ns)
-        || (to_service && key.proto == proto::UDP && !serves(flow.service, key.src_be, key.sport_be))
+        || (to_service && flow.service != Flow::NO_SERVICE && !serves(flow.service, key.src_be, key.sport_be))
 }
 
 /// Removing what a program has removed already is no failure.
@@ -88,7 +89,7 @@ pub(crate) fn now_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use pith_abi::FlowState;
+    use pith_abi::{FlowState, proto};
 
     use super::*;
 
@@ -110,7 +111,7 @@ mod tests {
             ("udp, backend there", proto::UDP, FlowFlags::DESTINATION, open, 1, true, false),
             ("udp, masqueraded", proto::UDP, FlowFlags::SOURCE, open, 1, false, false),
             ("udp, silent", proto::UDP, FlowFlags::SOURCE, open, 121, true, true),
-            ("tcp, backend gone, drains", proto::TCP, FlowFlags::DESTINATION, open, 1, false, false),
+            ("tcp, backend gone", proto::TCP, FlowFlags::DESTINATION, open, 1, false, true),
             ("tcp, an hour of silence", proto::TCP, FlowFlags::DESTINATION, open, 3600, true, false),
             ("tcp, reset", proto::TCP, FlowFlags::DESTINATION, FlowState::Closed, 11, true, true),
         ];

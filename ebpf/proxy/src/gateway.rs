@@ -29,7 +29,7 @@ use crate::{
 
 /// The maps of Services are there, because the object is one, but nothing is ever in them.
 const LIMITS: Limits =
-    Limits { frontends: 1, services: 1, backends: 1, affinity: 1, nodes: 16, ..Limits::DEFAULT };
+    Limits { frontends: 1, services: 1, backends: 1, affinity: 1, nodes: 16, sources: 1, ..Limits::DEFAULT };
 
 /// A network behind this host, and its way out.
 #[derive(Clone, Debug)]
@@ -69,7 +69,8 @@ impl Gateway {
             flags: NodeFlags::MASQUERADE,
             snat_first: *DEFAULT_SNAT_PORTS.start(),
             snat_last: *DEFAULT_SNAT_PORTS.end(),
-            zero: 0,
+            mac: [0; 6],
+            zero: [0; 6],
             // No socket of the host sees a Service.
             netns_cookie: 0,
         })?;

@@ -1,22 +1,25 @@
-//! The few calls of bpf(2) and getsockopt(2) that aya does not offer.
+//! The few system calls that aya and nix do not offer as they are needed here.
 //!
 //! Invariant: descriptors come and go as `OwnedFd` and `BorrowedFd`; sizes passed to the kernel are those of
 //! the structures beside them.
 
 #![allow(
     unsafe_code,
-    reason = "aya 0.14 cannot replace the program of a cgroup link nor say what a link is attached to"
+    reason = "aya 0.14 cannot replace the program of a cgroup link nor say what a link is attached to; raw sockets"
 )]
 
 use std::{
     ffi::CString,
     io,
+    net::Ipv4Addr,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
+
+use tokio::io::unix::AsyncFd;
 
 // Numbers of include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: i64 = 7;
@@ -163,6 +166,97 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
         )
     };
     if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The Ethernet address of an interface of this network namespace.
+pub(crate) fn ethernet_address(interface: &str) -> io::Result<[u8; 6]> {
+    let addresses = nix::ifaddrs::getifaddrs()?;
+    let own = addresses.filter(|entry| entry.interface_name == interface);
+    own.filter_map(|entry| entry.address?.as_link_addr()?.addr())
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "no Ethernet address"))
+}
+
+/// Tells all neighbours at an interface that an address is to be found here (gratuitous ARP, RFC 5227).
+pub(crate) fn announce(interface: &str, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let ip = address.octets();
+    let head = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
+    let kind = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
+    let packet = [&head[..], &mac, &kind, &mac, &ip, &[0; 6], &ip].concat();
+    // SAFETY: the call takes numbers; the kernel makes a descriptor that nobody else knows.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let to = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ARP as u16).to_be(),
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0],
+    };
+    // SAFETY: packet and address live and are as long as said.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const to).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A socket that becomes readable whenever an interface of this network namespace comes, goes or changes.
+pub(crate) fn link_changes() -> io::Result<AsyncFd<OwnedFd>> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the call takes numbers; the kernel makes a descriptor that nobody else knows.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: an address of zeroes is a valid one.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as u16;
+    address.nl_groups = libc::RTMGRP_LINK as u32;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address lives and is as long as said.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if bound < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: what is registered owns its descriptor, which therefore stays the same and open.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
+}
+
+/// Takes out everything that waits in a socket that does not block. What overflowed is as good as read: the
+/// reader looks at all interfaces anyway.
+pub(crate) fn drain(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut buffer = [0u8; 8192];
+    loop {
+        // SAFETY: the buffer is as long as said.
+        let read = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        if read >= 0 {
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => return Ok(()),
+            Some(libc::EINTR | libc::ENOBUFS) => {}
+            _ => return Err(error),
+        }
+    }
 }
 
 fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {

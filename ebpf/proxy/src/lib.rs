@@ -9,17 +9,18 @@
 //! - [`table::Table`] holds what they do hold and writes the difference, each Service at once.
 //! - [`Datapath`] loads, pins, adopts and attaches. Everything outlives the process.
 //! - [`run`] is the only task: it watches, batches and writes.
-//!
-//! hostPort of pods has no place here yet: it is one more kind of frontend, which [`plan`](plan()) would make of
-//! pods on this node.
 
 pub mod bpffs;
 mod cidr;
 mod datapath;
 mod flows;
 mod gateway;
+mod generation;
+mod gone;
+mod health;
 mod kernel;
 mod loaded;
+mod maglev;
 mod maps;
 mod object;
 mod plan;
@@ -42,5 +43,7 @@ pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits, 
 pub use flows::Collected;
 pub use gateway::{Gateway, GatewayConfig};
 pub use maps::{MapAccess, ServiceMaps};
-pub use plan::{Group, GroupKey, NodeIdentity, Reach, ServicePlan, plan, plan_service};
+pub use plan::{
+    Group, GroupKey, Health, NodeIdentity, Reach, ServicePlan, plan, plan_host_ports, plan_service,
+};
 pub use run::{RunError, run};

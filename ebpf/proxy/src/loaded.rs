@@ -24,9 +24,10 @@ use aya::{
     },
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Peers, Service,
-    Tuple, map_name,
+    Affinity, AffinityKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendTarget, NodeClass,
+    NodeConfig, Peers, Service, SourceKey, Tuple, map_name,
 };
+use pith_core::crc::Carry;
 use tracing::debug;
 
 use crate::{
@@ -115,6 +116,17 @@ impl Loaded {
         Ok(())
     }
 
+    /// Removes the pin of a link whose interface is gone.
+    pub(crate) fn forget_link(&self, pin: &str) -> Result<(), DatapathError> {
+        let path = self.pins.link(pin);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::Link { path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Runs a packet, from its Ethernet header on, through a classifier that was attached.
     pub(crate) fn replay(&self, name: &'static str, packet: &[u8]) -> Result<Replayed, DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
@@ -171,7 +183,9 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
         .map_max_entries(map_name::AFFINITY, limits.affinity)
         .map_max_entries(map_name::FLOWS, limits.flows)
         .map_max_entries(map_name::FORWARD, limits.flows)
-        .map_max_entries(map_name::NODES, limits.nodes);
+        .map_max_entries(map_name::NODES, limits.nodes)
+        .map_max_entries(map_name::SOURCES, limits.sources)
+        .map_max_entries(map_name::FRAGMENTS, limits.fragments);
     for name in map_name::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -179,7 +193,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 10] = [
+const MAPS: [(&str, MapType, usize, usize); 13] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -190,6 +204,9 @@ const MAPS: [(&str, MapType, usize, usize); 10] = [
     (map_name::NODES, MapType::Hash, size_of::<u32>(), size_of::<NodeClass>()),
     (map_name::NODE, MapType::Array, size_of::<u32>(), size_of::<NodeConfig>()),
     (map_name::REASONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
+    (map_name::SOURCES, MapType::LpmTrie, size_of::<(u32, SourceKey)>(), size_of::<u32>()),
+    (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),
+    (map_name::FRAGMENTS, MapType::LruHash, size_of::<FragmentKey>(), size_of::<Fragment>()),
 ];
 
 /// Refuses pinned maps that are not what the programs expect.

@@ -1,13 +1,21 @@
 //! The maps in the kernel, typed, and what the table of Services asks of them.
 
+use std::collections::BTreeMap;
+
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
 };
 use pith_abi::{
     Affinity, AffinityKey, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Reason, Service,
-    Tuple, map_name,
+    SourceKey, Tuple, map_name,
 };
+use pith_core::crc::{self, Carry};
+
+use crate::cidr::Cidr;
+
+/// Of the prefix of a key of SOURCES, before its range.
+const SERVICE_BITS: u32 = u32::BITS;
 
 /// Why an access to a map failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +47,15 @@ pub trait ServiceMaps {
     fn frontends(&self) -> Result<Vec<(Frontend, FrontendTarget)>, MapAccess>;
     fn service(&self, index: u32) -> Result<Service, MapAccess>;
     fn backend(&self, slot: u32) -> Result<Backend, MapAccess>;
+    /// Which sources each Service serves, by its index.
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess>;
 
     fn set_frontend(&mut self, frontend: &Frontend, target: FrontendTarget) -> Result<(), MapAccess>;
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), MapAccess>;
     fn set_service(&mut self, index: u32, service: Service) -> Result<(), MapAccess>;
     fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess>;
+    /// Says which sources a Service serves; `old` are those said before.
+    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess>;
     /// Forgets clients of a Service with affinity, whose index may become another's.
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess>;
 }
@@ -57,6 +69,9 @@ pub(crate) struct Maps {
     nodes: HashMap<MapData, u32, NodeClass>,
     node: Array<MapData, NodeConfig>,
     reasons: PerCpuArray<MapData, u64>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
+    /// Only held, for programs that are loaded later.
+    _carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
     pub(crate) forward: HashMap<MapData, Tuple, Tuple>,
 }
@@ -64,6 +79,8 @@ pub(crate) struct Maps {
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapAccess> {
+        let mut carry = typed(ebpf, map_name::CARRY)?;
+        Self::fill_carry(&mut carry)?;
         Ok(Self {
             frontends: typed(ebpf, map_name::FRONTENDS)?,
             services: typed(ebpf, map_name::SERVICES)?,
@@ -72,9 +89,24 @@ impl Maps {
             nodes: typed(ebpf, map_name::NODES)?,
             node: typed(ebpf, map_name::NODE)?,
             reasons: typed(ebpf, map_name::REASONS)?,
+            sources: typed(ebpf, map_name::SOURCES)?,
+            _carry: carry,
             flows: typed(ebpf, map_name::FLOWS)?,
             forward: typed(ebpf, map_name::FORWARD)?,
         })
+    }
+
+    /// Computes how SCTP's checksums change, unless a former process has.
+    fn fill_carry(carry: &mut Array<MapData, Carry>) -> Result<(), MapAccess> {
+        let last = crc::CARRIES as u32 - 1;
+        let known = carry.get(&last, 0).map_err(MapAccess::of(map_name::CARRY))?;
+        if known != [0; 32] {
+            return Ok(());
+        }
+        for (words, matrix) in (0..).zip(crc::carries()) {
+            carry.set(words, matrix, 0).map_err(MapAccess::of(map_name::CARRY))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn set_node(&mut self, node: NodeConfig) -> Result<(), MapAccess> {
@@ -117,6 +149,17 @@ impl ServiceMaps for Maps {
         self.backends.get(&slot, 0).map_err(MapAccess::of(map_name::BACKENDS))
     }
 
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess> {
+        let mut all: BTreeMap<u32, Vec<Cidr>> = BTreeMap::new();
+        for key in self.sources.keys() {
+            let key = key.map_err(MapAccess::of(map_name::SOURCES))?;
+            let (length, SourceKey { service, addr_be }) = (key.prefix_len(), key.data());
+            let prefix = u8::try_from(length.saturating_sub(SERVICE_BITS)).unwrap_or(u8::MAX);
+            all.entry(service).or_default().extend(Cidr::new(addr_be.to_ne_bytes().into(), prefix));
+        }
+        Ok(all)
+    }
+
     fn set_frontend(&mut self, frontend: &Frontend, target: FrontendTarget) -> Result<(), MapAccess> {
         self.frontends.insert(frontend, target, 0).map_err(MapAccess::of(map_name::FRONTENDS))
     }
@@ -131,6 +174,20 @@ impl ServiceMaps for Maps {
 
     fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess> {
         self.backends.set(slot, backend, 0).map_err(MapAccess::of(map_name::BACKENDS))
+    }
+
+    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess> {
+        let key = |range: &Cidr| {
+            let addr_be = u32::from_ne_bytes(range.net().octets());
+            lpm_trie::Key::new(SERVICE_BITS + u32::from(range.prefix()), SourceKey { service, addr_be })
+        };
+        for range in new {
+            self.sources.insert(&key(range), 1, 0).map_err(MapAccess::of(map_name::SOURCES))?;
+        }
+        for range in old.iter().filter(|range| !new.contains(range)) {
+            absent_is_removed(self.sources.remove(&key(range))).map_err(MapAccess::of(map_name::SOURCES))?;
+        }
+        Ok(())
     }
 
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess> {

@@ -2,32 +2,47 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
     time::Duration,
 };
 
-use pith_abi::Frontend;
+use pith_abi::{Frontend, Scope};
 
-use crate::service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice};
+use crate::{
+    cidr::Cidr,
+    maglev,
+    service::{Balance, Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+};
 
-/// The node the plan is for.
+/// The node the plan is for, and what of the others matters to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
     pub name: Arc<str>,
+    pub zone: Option<Arc<str>>,
+    /// Its pods.
+    pub pods: Option<Cidr>,
+    /// Nodes that are ready: one of them announces a load balancer's address.
+    pub ready: BTreeSet<Arc<str>>,
 }
 
 impl NodeIdentity {
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into() }
+        Self { name: name.into(), zone: None, pods: None, ready: BTreeSet::new() }
     }
 }
 
-/// Where traffic to a Service comes from; the two differ where their policies do.
+/// Where traffic to a Service comes from; groups differ where policies do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reach {
+    /// From pods, to the Service's own address.
     Internal,
+    /// From pods, to its other addresses: no detour over the outside, hence every endpoint.
+    Cluster,
+    /// From outside.
     External,
+    /// From outside, to a load balancer's address that serves some sources only.
+    Balancer,
 }
 
 /// A set of backends among which a frontend's connections are balanced.
@@ -41,11 +56,55 @@ pub struct GroupKey {
 }
 
 /// What a group holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// In order and without repetition: a change of one moves the others' slots by at most one.
     pub backends: Vec<SocketAddrV4>,
+    /// Weights of the backends, above 0; all 1 where it is empty.
+    pub weights: Vec<u16>,
+    pub balance: Balance,
     pub affinity: Option<Duration>,
+    /// Sources that are served; all where it is empty.
+    pub sources: Vec<Cidr>,
+    /// Endpoints that get no new connections but are still there, in order: connections to them go on.
+    pub others: Vec<SocketAddrV4>,
+}
+
+/// More slots than this are spent on weights only where there are more backends.
+const SLOTS_FOR_WEIGHTS: u32 = 4096;
+
+impl Group {
+    /// The backend of each slot.
+    pub fn slots(&self) -> Vec<SocketAddrV4> {
+        let weight = |at: usize| self.weights.get(at).copied().unwrap_or(1);
+        let weighted = || self.backends.iter().enumerate().map(|(at, backend)| (*backend, weight(at)));
+        // A client that is remembered is looked for near its last slot, so those stay in order.
+        if self.balance != Balance::Random && self.affinity.is_none() {
+            return maglev::table(&weighted().collect::<Vec<_>>());
+        }
+        if self.weights.is_empty() {
+            return self.backends.clone();
+        }
+        let divisor = self.weights.iter().fold(0, |divisor, weight| gcd(divisor, *weight)).max(1);
+        let total: u32 = self.weights.iter().map(|weight| u32::from(weight / divisor)).sum();
+        let times = |weight: u16| match u32::from(weight / divisor) {
+            units if total <= SLOTS_FOR_WEIGHTS => units,
+            units => (units * SLOTS_FOR_WEIGHTS / total).max(1),
+        };
+        let repeat = |(backend, weight)| std::iter::repeat_n(backend, times(weight) as usize);
+        weighted().flat_map(repeat).collect()
+    }
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// An answer to load balancers that ask for a Service's endpoints on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub port: u16,
+    pub endpoints: usize,
 }
 
 /// What the maps should hold for one Service.
@@ -54,12 +113,24 @@ pub struct ServicePlan {
     pub service: ServiceName,
     pub groups: BTreeMap<GroupKey, Group>,
     pub frontends: BTreeMap<Frontend, GroupKey>,
+    /// Addresses at which it answers pods: at ports that are not among the frontends they are refused.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Addresses at which it is reached from outside, and whether this node announces them.
+    pub outside: BTreeMap<Ipv4Addr, bool>,
+    pub health: Option<Health>,
 }
 
 impl ServicePlan {
     /// The plan for a Service that is not, or not any more.
     pub fn absent(service: ServiceName) -> Self {
-        Self { service, groups: BTreeMap::new(), frontends: BTreeMap::new() }
+        Self {
+            service,
+            groups: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+            outside: BTreeMap::new(),
+            health: None,
+        }
     }
 }
 
@@ -83,66 +154,216 @@ pub fn plan_service<'a>(
     node: &NodeIdentity,
 ) -> ServicePlan {
     let mut plan = ServicePlan::absent(service.name.clone());
+    plan.addresses.extend(service.cluster_ips.iter().chain(&service.external_ips));
+    plan.outside.extend(service.external_ips.iter().map(|address| (*address, false)));
+    for address in &service.balancer_ips {
+        plan.outside.insert(*address, announces(service, *address, slices.clone(), node));
+    }
+    let pods_may = pods_may(service, node);
+    if pods_may {
+        plan.addresses.extend(&service.balancer_ips);
+    }
     for port in &service.ports {
-        let key = |reach| GroupKey {
+        plan_port(&mut plan, service, port, slices.clone(), node, pods_may);
+    }
+    plan.health = service.health_port.map(|health_port| {
+        let local = |port| members(port, slices.clone(), Policy::Local, node, service).0;
+        let endpoints = service.ports.iter().flat_map(local).map(|(backend, _)| *backend.ip());
+        Health { port: health_port, endpoints: endpoints.collect::<BTreeSet<_>>().len() }
+    });
+    plan
+}
+
+fn plan_port<'a>(
+    plan: &mut ServicePlan,
+    service: &Service,
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    node: &NodeIdentity,
+    pods_may: bool,
+) {
+    let mut group = |reach| {
+        let key = GroupKey {
             service: service.name.clone(),
             port: port.name.clone(),
             protocol: port.protocol,
             reach,
         };
-        let group = |policy| Group {
-            backends: backends(port, slices.clone(), policy, node),
-            affinity: service.affinity,
+        let policy = match reach {
+            Reach::Internal => service.internal,
+            Reach::Cluster => Policy::Cluster,
+            Reach::External | Reach::Balancer => service.external,
         };
-        let internal = key(Reach::Internal);
-        plan.groups.insert(internal.clone(), group(service.internal));
-        for address in &service.cluster_ips {
-            let addr_be = u32::from_ne_bytes(address.octets());
-            let frontend = Frontend::new(addr_be, port.port.to_be(), port.protocol.number());
-            plan.frontends.insert(frontend, internal.clone());
-        }
+        plan.groups.entry(key.clone()).or_insert_with(|| {
+            let (backends, others) = members(port, slices.clone(), policy, node, service);
+            let plain = backends.iter().all(|(_, weight)| *weight == 1);
+            Group {
+                weights: backends.iter().filter(|_| !plain).map(|(_, weight)| *weight).collect(),
+                backends: backends.into_iter().map(|(backend, _)| backend).collect(),
+                balance: service.balance,
+                affinity: service.affinity,
+                sources: if reach == Reach::Balancer { service.sources.clone() } else { Vec::new() },
+                others,
+            }
+        });
+        key
+    };
+    let at = |address: Ipv4Addr| {
+        Frontend::new(u32::from_ne_bytes(address.octets()), port.port.to_be(), port.protocol.number())
+    };
+    let internal = group(Reach::Internal);
+    let mut frontends: Vec<(Frontend, GroupKey)> =
+        service.cluster_ips.iter().map(|address| (at(*address), internal.clone())).collect();
+    if port.node_port.is_some() || !service.external_ips.is_empty() || !service.balancer_ips.is_empty() {
+        let inside = if service.internal == Policy::Cluster { internal } else { group(Reach::Cluster) };
+        let outside =
+            if service.external == Policy::Cluster { inside.clone() } else { group(Reach::External) };
+        let balancer = if service.sources.is_empty() { outside.clone() } else { group(Reach::Balancer) };
+        let mut add = |frontend: Frontend, from_inside: bool, group: &GroupKey| {
+            if from_inside {
+                frontends.push((frontend, inside.clone()));
+            }
+            frontends.push((frontend.scoped(Scope::OUTSIDE), group.clone()));
+        };
         if let Some(node_port) = port.node_port {
-            let external = if service.external == service.internal {
-                internal
-            } else {
-                let external = key(Reach::External);
-                plan.groups.insert(external.clone(), group(service.external));
-                external
-            };
-            let frontend = Frontend::node_port(node_port.to_be(), port.protocol.number());
-            plan.frontends.insert(frontend, external);
+            add(Frontend::node_port(node_port.to_be(), port.protocol.number()), true, &outside);
         }
+        for address in &service.external_ips {
+            add(at(*address), true, &outside);
+        }
+        for address in &service.balancer_ips {
+            add(at(*address), pods_may, &balancer);
+        }
+    }
+    plan.frontends.extend(frontends);
+}
+
+/// The ports of the node that lead to a pod.
+pub fn plan_host_ports(name: ServiceName, pod: &HostPorts) -> ServicePlan {
+    let mut plan = ServicePlan::absent(name.clone());
+    for port in &pod.ports {
+        let key = GroupKey {
+            service: name.clone(),
+            port: format!("{:?} {}", port.host, port.port).into(),
+            protocol: port.protocol,
+            reach: Reach::Internal,
+        };
+        let number = port.protocol.number();
+        let frontend = match port.host {
+            Some(address) => Frontend::new(u32::from_ne_bytes(address.octets()), port.port.to_be(), number),
+            None => Frontend::node_port(port.port.to_be(), number),
+        };
+        let backend = SocketAddrV4::new(pod.address, port.target);
+        plan.groups.insert(key.clone(), Group { backends: vec![backend], ..Group::default() });
+        plan.frontends.insert(frontend, key.clone());
+        plan.frontends.insert(frontend.scoped(Scope::OUTSIDE), key);
     }
     plan
 }
 
-/// Ready endpoints; where there are none, those that are draining: they still answer, and their going
-/// away is no reason to refuse a client before they have.
-fn backends<'a>(
-    port: &ServicePort,
+/// Whether the load balancer's sources take in this node's pods. Where they do not, a pod's packets are left
+/// to take their way, and are refused like anybody's.
+fn pods_may(service: &Service, node: &NodeIdentity) -> bool {
+    service.sources.is_empty()
+        || node.pods.is_some_and(|pods| service.sources.iter().any(|range| range.covers(&pods)))
+}
+
+/// Whether this node announces a load balancer's address: one of those that can serve, the same for all who
+/// ask, and another one for another address.
+fn announces<'a>(
+    service: &Service,
+    address: Ipv4Addr,
     slices: impl Iterator<Item = &'a Slice> + Clone,
+    node: &NodeIdentity,
+) -> bool {
+    let mut able: BTreeSet<&str> = BTreeSet::new();
+    if service.external == Policy::Local {
+        let serving =
+            slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready || endpoint.draining);
+        able.extend(serving.filter_map(|endpoint| endpoint.node.as_deref()));
+        able.retain(|name| node.ready.contains(*name));
+    }
+    if able.is_empty() {
+        able.extend(node.ready.iter().map(|name| &**name));
+    }
+    let rank = |name: &&str| {
+        let bytes = address.octets().into_iter().chain(name.bytes());
+        // FNV-1a, with the bits that change least stirred in at the end.
+        let hash = bytes.fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        });
+        hash ^ (hash >> 29)
+    };
+    able.into_iter().max_by_key(rank) == Some(&*node.name)
+}
+
+/// Who serves a port, with weights, and who is there besides. Those who serve are ready; where there are
+/// none, those that are draining: they still answer, and their going away is no reason to refuse a client
+/// before they have.
+fn members<'a>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice>,
     policy: Policy,
     node: &NodeIdentity,
-) -> Vec<SocketAddrV4> {
-    let here = |endpoint: &Endpoint| match policy {
-        Policy::Cluster => true,
-        Policy::Local => endpoint.node.as_deref() == Some(&*node.name),
+    service: &Service,
+) -> (Vec<(SocketAddrV4, u16)>, Vec<SocketAddrV4>) {
+    let mut all: BTreeMap<SocketAddrV4, &Endpoint> = BTreeMap::new();
+    for slice in slices {
+        let matches = |(name, protocol, _): &&(Arc<str>, Protocol, u16)| {
+            *name == port.name && *protocol == port.protocol
+        };
+        let Some((_, _, number)) = slice.ports.iter().find(matches) else { continue };
+        for endpoint in &slice.endpoints {
+            let place = SocketAddrV4::new(endpoint.address, *number);
+            // Named twice while it moves from one slice to another: what serves counts.
+            if !all.get(&place).is_some_and(|known| known.ready) {
+                all.insert(place, endpoint);
+            }
+        }
+    }
+    let weight = |endpoint: &Endpoint| service.weights.of(endpoint.pod.as_deref());
+    let able = |endpoint: &Endpoint| {
+        let here = policy == Policy::Cluster || endpoint.node.as_deref() == Some(&*node.name);
+        here && weight(endpoint) > 0
     };
-    let choose = |wanted: fn(&Endpoint) -> bool| -> BTreeSet<SocketAddrV4> {
-        let ports = slices.clone().flat_map(|slice| {
-            let number = slice
-                .ports
-                .iter()
-                .find(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
-                .map(|(_, _, number)| *number);
-            slice.endpoints.iter().filter_map(move |endpoint| Some((endpoint, number?)))
-        });
-        ports
-            .filter(|(endpoint, _)| here(endpoint) && wanted(endpoint))
-            .map(|(endpoint, number)| SocketAddrV4::new(endpoint.address, number))
-            .collect()
+    let choose = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<SocketAddrV4, &Endpoint> {
+        let chosen = all.iter().filter(|(_, endpoint)| able(endpoint) && wanted(endpoint));
+        chosen.map(|(place, endpoint)| (*place, *endpoint)).collect()
     };
-    let ready = choose(|endpoint| endpoint.ready);
-    let chosen = if ready.is_empty() { choose(|endpoint| endpoint.draining) } else { ready };
-    chosen.into_iter().collect()
+    let mut chosen = choose(&|endpoint| endpoint.ready);
+    if policy == Policy::Cluster {
+        chosen = nearest(chosen, node);
+    }
+    if chosen.is_empty() {
+        chosen = choose(&|endpoint| endpoint.draining);
+    }
+    let others = all.keys().filter(|place| !chosen.contains_key(place)).copied().collect();
+    (chosen.iter().map(|(place, endpoint)| (*place, weight(endpoint))).collect(), others)
+}
+
+/// Those that are meant for this node, else for its zone. Hints hold only where every endpoint has them: else
+/// some are from before and would get nothing, or everything.
+fn nearest<'a>(
+    ready: BTreeMap<SocketAddrV4, &'a Endpoint>,
+    node: &NodeIdentity,
+) -> BTreeMap<SocketAddrV4, &'a Endpoint> {
+    let keep = |meant: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<SocketAddrV4, &'a Endpoint> {
+        let near = ready.iter().filter(|(_, endpoint)| meant(endpoint));
+        near.map(|(place, endpoint)| (*place, *endpoint)).collect()
+    };
+    if ready.values().all(|endpoint| !endpoint.nodes.is_empty()) {
+        let here = keep(&|endpoint| endpoint.nodes.contains(&node.name));
+        if !here.is_empty() {
+            return here;
+        }
+    }
+    if let Some(zone) = &node.zone
+        && ready.values().all(|endpoint| !endpoint.zones.is_empty())
+    {
+        let near = keep(&|endpoint| endpoint.zones.contains(zone));
+        if !near.is_empty() {
+            return near;
+        }
+    }
+    ready
 }

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use pith_abi::Frontend;
+use pith_abi::{Frontend, Scope};
 
 use crate::{
     plan::{NodeIdentity, Reach, plan, plan_service},
@@ -13,7 +13,7 @@ use crate::{
 const HERE: &str = "here";
 
 fn node() -> NodeIdentity {
-    NodeIdentity { name: HERE.into() }
+    NodeIdentity::new(HERE)
 }
 
 fn demo(internal: Policy, external: Policy) -> Service {
@@ -24,12 +24,11 @@ fn demo(internal: Policy, external: Policy) -> Service {
         node_port,
     };
     Service {
-        name: ServiceName::new("default", "demo"),
         cluster_ips: vec![[10, 96, 0, 10].into()],
         ports: vec![port("web", 80, Some(30_080)), port("admin", 81, None)],
-        affinity: None,
         internal,
         external,
+        ..Service::named(ServiceName::new("default", "demo"))
     }
 }
 
@@ -38,10 +37,10 @@ type Brief = (u8, char, &'static str);
 
 fn demo_slice(endpoints: &[Brief]) -> Slice {
     let endpoint = |(host, state, node): &Brief| Endpoint {
-        address: Ipv4Addr::new(10, 244, 0, *host),
         ready: *state == 'r',
         draining: *state == 'd',
         node: Some(Arc::from(*node)),
+        ..Endpoint::ready(Ipv4Addr::new(10, 244, 0, *host))
     };
     Slice {
         service: ServiceName::new("default", "demo"),
@@ -67,7 +66,8 @@ fn which_endpoints_serve() {
     for (name, policy, endpoints, expect) in cases {
         let slice = demo_slice(endpoints);
         let plan = plan_service(&demo(policy, policy), [&slice].into_iter(), &node());
-        for (key, group) in &plan.groups {
+        // What pods reach by outside addresses is every endpoint, whatever the policies.
+        for (key, group) in plan.groups.iter().filter(|(key, _)| key.reach != Reach::Cluster) {
             let hosts: Vec<u8> = group.backends.iter().map(|backend| backend.ip().octets()[3]).collect();
             assert_eq!(hosts, expect, "{name}: {key:?}");
             let port = if &*key.port == "web" { 8080 } else { 9090 };
@@ -81,20 +81,22 @@ fn frontends_and_policies() {
     use Policy::{Cluster, Local};
     let web = Frontend::new(u32::from_ne_bytes([10, 96, 0, 10]), 80u16.to_be(), 6);
     let node_port = Frontend::node_port(30_080u16.to_be(), 6);
+    let from_outside = node_port.scoped(Scope::OUTSIDE);
     for (internal, external, reach) in [
         (Cluster, Cluster, Reach::Internal),
-        (Local, Local, Reach::Internal),
+        (Local, Local, Reach::External),
         (Cluster, Local, Reach::External),
-        (Local, Cluster, Reach::External),
+        (Local, Cluster, Reach::Cluster),
     ] {
         let slice = demo_slice(&[(1, 'r', HERE), (2, 'r', "a")]);
         let plan = plan_service(&demo(internal, external), [&slice].into_iter(), &node());
-        assert_eq!(plan.frontends.len(), 3, "two cluster ports and a node port");
+        assert_eq!(plan.frontends.len(), 4, "two cluster ports, a node port from inside and outside");
         let group = |frontend| &plan.groups[&plan.frontends[frontend]];
         let count = |policy| if policy == Local { 1 } else { 2 };
         assert_eq!(group(&web).backends.len(), count(internal));
-        assert_eq!(group(&node_port).backends.len(), count(external));
-        assert_eq!(plan.frontends[&node_port].reach, reach, "groups differ where policies do");
+        assert_eq!(group(&from_outside).backends.len(), count(external));
+        assert_eq!(group(&node_port).backends.len(), 2, "pods of this node take no detour");
+        assert_eq!(plan.frontends[&from_outside].reach, reach, "groups differ where policies do");
     }
 }
 
@@ -131,7 +133,8 @@ fn services_as_the_api_has_them() {
     assert_eq!(whole.cluster_ips, [Ipv4Addr::new(10, 96, 0, 10)]);
     let seen: Vec<_> =
         whole.ports.iter().map(|port| (&*port.name, port.protocol, port.port, port.node_port)).collect();
-    assert_eq!(seen, [("", Protocol::Tcp, 80, Some(30_080)), ("dns", Protocol::Udp, 53, None)]);
+    let sctp = ("sctp", Protocol::Sctp, 99, None);
+    assert_eq!(seen, [("", Protocol::Tcp, 80, Some(30_080)), ("dns", Protocol::Udp, 53, None), sctp]);
     assert_eq!(whole.affinity, Some(Duration::from_secs(10_800)));
     assert_eq!((whole.internal, whole.external), (Policy::Cluster, Policy::Local));
 

@@ -3,11 +3,20 @@
 //! One task owns everything. It waits for events, takes in all that are there, then plans and writes what
 //! changed, so that a burst of changes to a Service costs one generation.
 
-use std::{collections::BTreeSet, fmt::Debug, net::Ipv4Addr, pin::Pin};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    time::Duration,
+};
 
 use futures::{FutureExt, Stream, StreamExt, stream};
 use k8s_openapi::api::{
-    core::v1::{Node as ApiNode, Service as ApiService},
+    core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService},
     discovery::v1::EndpointSlice as ApiSlice,
 };
 use kube::{
@@ -16,14 +25,18 @@ use kube::{
 };
 use pith_abi::NodeClass;
 use serde::de::DeserializeOwned;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    io::unix::AsyncFd,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
     cidr::Cidr,
     datapath::{Datapath, DatapathError, be},
-    flows::{self, COLLECT_EVERY},
+    flows::COLLECT_EVERY,
+    health, kernel,
     plan::{NodeIdentity, ServicePlan},
     service::{self, ServiceName},
     table::{ApplyError, Table},
@@ -33,6 +46,9 @@ use crate::{
 /// Events taken in before the maps are written, so that a steady stream cannot put that off for ever.
 const MAX_BATCH: usize = 4096;
 
+/// How soon flows to backends that are gone are ended; many may go at once.
+const COLLECT_SOON: Duration = Duration::from_millis(200);
+
 /// Why the driver ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -40,6 +56,8 @@ pub enum RunError {
     Datapath(#[from] DatapathError),
     #[error("the watches of the API ended")]
     WatchesEnded,
+    #[error("follow the node's interfaces")]
+    Interfaces(#[source] io::Error),
 }
 
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -51,8 +69,11 @@ pub async fn run(
     node: NodeIdentity,
     cancel: CancellationToken,
 ) -> Result<(), RunError> {
-    let mut events = stream::select_all(watches(&client));
+    let mut events = stream::select_all(watches(&client, &node));
     let mut driver = Driver::new(datapath, node)?;
+    // Before the first look, so that nothing comes between.
+    let links = driver.watch_links().map_err(RunError::Interfaces)?;
+    driver.datapath.follow_pods()?;
     let mut collect = interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -68,6 +89,14 @@ pub async fn run(
                     driver.world.take(event);
                 }
                 driver.sync().await?;
+                if driver.table.take_departed() {
+                    collect.reset_after(COLLECT_SOON);
+                }
+            }
+            // What waits in the socket stays there until it is read.
+            changed = link_change(links.as_ref()) => {
+                changed.map_err(RunError::Interfaces)?;
+                driver.datapath.follow_pods()?;
             }
             // A tick that is not taken comes again.
             _ = collect.tick() => driver.collect(),
@@ -75,23 +104,40 @@ pub async fn run(
     }
 }
 
+/// Waits until an interface of the node comes, goes or changes; for ever where nobody asks.
+async fn link_change(links: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
+    let Some(links) = links else { return pending().await };
+    let mut ready = links.readable().await?;
+    kernel::drain(links.get_ref().as_fd())?;
+    ready.clear_ready();
+    Ok(())
+}
+
 /// The watches of all kinds as one stream each of events.
-fn watches(client: &Client) -> Vec<Events> {
+fn watches(client: &Client, node: &NodeIdentity) -> Vec<Events> {
+    let all = watcher::Config::default();
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={}", node.name));
     vec![
-        watch(Api::<ApiService>::all(client.clone()), service::service, Event::Service),
-        watch(Api::<ApiSlice>::all(client.clone()), service::slice, Event::Slice),
-        watch(Api::<ApiNode>::all(client.clone()), |node| Some(service::node(node)), Event::Node),
+        watch(Api::<ApiService>::all(client.clone()), all.clone(), service::service, Event::Service),
+        watch(Api::<ApiSlice>::all(client.clone()), all.clone(), service::slice, Event::Slice),
+        watch(Api::<ApiNode>::all(client.clone()), all, |node| Some(service::node(node)), Event::Node),
+        watch(Api::<ApiPod>::all(client.clone()), here, service::host_ports, Event::Pod),
     ]
 }
 
-fn watch<K, T>(api: Api<K>, parse: fn(&K) -> Option<T>, event: fn(Change<T>) -> Event) -> Events
+fn watch<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    parse: fn(&K) -> Option<T>,
+    event: fn(Change<T>) -> Event,
+) -> Events
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     T: Send + 'static,
 {
     let name = |object: &K| ServiceName::new(&object.namespace().unwrap_or_default(), &object.name_any());
     // On an error the watcher lists again after a pause, and the list says what was missed.
-    let stream = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let stream = watcher::watcher(api, config).default_backoff();
     Box::pin(stream.filter_map(move |result| async move {
         match result {
             Ok(watcher::Event::Init) => Some(event(Change::ListBegins)),
@@ -115,6 +161,11 @@ struct Driver {
     /// Services of whose plan a part could not be written; tried again with every sync.
     failed: BTreeSet<ServiceName>,
     others: BTreeSet<Ipv4Addr>,
+    /// Addresses that are reached from outside: which Services say so, and whether this node announces it.
+    outside: BTreeMap<Ipv4Addr, BTreeMap<ServiceName, bool>>,
+    /// Of those, what a former proxy left and nobody has said again.
+    unclaimed: BTreeSet<Ipv4Addr>,
+    health: health::Servers,
     adopting: bool,
 }
 
@@ -122,9 +173,29 @@ impl Driver {
     fn new(datapath: Datapath, node: NodeIdentity) -> Result<Self, DatapathError> {
         let table = Table::adopt(&datapath.maps, datapath.table_limits)?;
         let known = datapath.maps.node_classes()?;
-        let others = known.iter().filter(|(_, class)| class.0 & NodeClass::OTHER != 0);
-        let others = others.map(|(addr_be, _)| Ipv4Addr::from(addr_be.to_ne_bytes())).collect();
-        Ok(Self { datapath, table, world: World::new(node), failed: BTreeSet::new(), others, adopting: true })
+        let of = |bit| {
+            let those = known.iter().filter(move |(_, class)| class.0 & bit != 0);
+            those.map(|(addr_be, _)| Ipv4Addr::from(addr_be.to_ne_bytes())).collect()
+        };
+        Ok(Self {
+            datapath,
+            table,
+            world: World::new(node),
+            failed: BTreeSet::new(),
+            others: of(NodeClass::OTHER),
+            outside: BTreeMap::new(),
+            unclaimed: of(NodeClass::SERVICE),
+            health: health::Servers::default(),
+            adopting: true,
+        })
+    }
+
+    /// Tells of the node's interfaces, where pods' are to be given programs.
+    fn watch_links(&self) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+        if !self.datapath.follows_pods() {
+            return Ok(None);
+        }
+        kernel::link_changes().map(Some)
     }
 
     /// Writes what changed. Until everything was listed once nothing is written: what a former proxy left
@@ -141,11 +212,16 @@ impl Driver {
         }
         for plan in self.world.take_dirty() {
             self.apply(&plan);
+            self.set_outside(&plan)?;
+            self.health.set(&plan.service, plan.health);
             // A cold start writes some hundred thousand entries: let others have their turn.
             tokio::task::consume_budget().await;
         }
         if self.adopting {
             self.table.finish_adoption(&mut self.datapath.maps).map_err(DatapathError::Map)?;
+            for address in std::mem::take(&mut self.unclaimed) {
+                self.datapath.set_service_address(address, None)?;
+            }
             self.adopting = false;
             info!(services = self.table.names().count(), "Services are in the maps");
         }
@@ -162,6 +238,34 @@ impl Driver {
             }
             self.failed.insert(plan.service.clone());
         }
+    }
+
+    /// Says at which addresses a Service is reached from outside. Several may share one.
+    fn set_outside(&mut self, plan: &ServicePlan) -> Result<(), DatapathError> {
+        let mut changed: BTreeSet<Ipv4Addr> = plan.outside.keys().copied().collect();
+        for (address, services) in &mut self.outside {
+            if services.contains_key(&plan.service) && !plan.outside.contains_key(address) {
+                services.remove(&plan.service);
+                changed.insert(*address);
+            }
+        }
+        for address in changed {
+            let services = self.outside.entry(address).or_default();
+            let before = announced(services);
+            if let Some(here) = plan.outside.get(&address) {
+                services.insert(plan.service.clone(), *here);
+            }
+            let now = announced(services);
+            if now.is_none() {
+                self.outside.remove(&address);
+            }
+            self.unclaimed.remove(&address);
+            // Also where it is as before, when the proxy has just begun: what a former one said may differ.
+            if now != before || self.adopting {
+                self.datapath.set_service_address(address, now)?;
+            }
+        }
+        Ok(())
     }
 
     fn set_nodes(
@@ -184,14 +288,18 @@ impl Driver {
     }
 
     fn collect(&mut self) {
+        if let Err(error) = self.table.tick(&mut self.datapath.maps) {
+            warn!(%error, "backends that are gone are remembered longer than they need");
+        }
         let table = &self.table;
-        let serves = |service, addr_be: u32, port_be: u16| {
-            let address = Ipv4Addr::from(addr_be.to_ne_bytes());
-            table.serves(service, std::net::SocketAddrV4::new(address, u16::from_be(port_be)))
-        };
-        match flows::collect(&mut self.datapath.maps, flows::now_ns(), serves) {
+        match self.datapath.collect(|service, backend| table.serves(service, backend)) {
             Ok(collected) => debug!(?collected, "flows"),
             Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),
         }
     }
+}
+
+/// Whether this node announces an address; `None` where no Service has it.
+fn announced(services: &BTreeMap<ServiceName, bool>) -> Option<bool> {
+    (!services.is_empty()).then(|| services.values().any(|here| *here))
 }

@@ -4,7 +4,7 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    core::v1::{Node as ApiNode, Service as ApiService},
+    core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService},
     discovery::v1::EndpointSlice as ApiSlice,
 };
 use kube::ResourceExt;
@@ -35,6 +35,7 @@ pub type SliceName = ServiceName;
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 impl Protocol {
@@ -43,6 +44,7 @@ impl Protocol {
         match text.unwrap_or("TCP") {
             "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -51,6 +53,7 @@ impl Protocol {
         match self {
             Self::Tcp => pith_abi::proto::TCP,
             Self::Udp => pith_abi::proto::UDP,
+            Self::Sctp => pith_abi::proto::SCTP,
         }
     }
 }
@@ -61,6 +64,54 @@ pub enum Policy {
     Cluster,
     /// Those on this node only.
     Local,
+}
+
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Balance {
+    #[default]
+    Random,
+    /// By a Maglev table and a hash of the client's address and port.
+    Maglev,
+    /// The same with the client's address alone: a client stays with its backend as long as the table lets it.
+    MaglevClient,
+}
+
+impl Balance {
+    /// Value of the annotation [`BALANCE`]; what is not known is as if it were not there.
+    fn parse(text: Option<&String>) -> Self {
+        match text.map(String::as_str) {
+            Some("maglev") => Self::Maglev,
+            Some("maglev-client") => Self::MaglevClient,
+            _ => Self::Random,
+        }
+    }
+}
+
+/// Weights of a Service's backends, by the names of their pods.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Weights(Vec<(Box<str>, u16)>);
+
+impl Weights {
+    /// Reads `web-canary-*=1,web-*=9`: the first pattern that fits a pod's name holds; `*` at the end stands
+    /// for anything. Parts that cannot be read are left out.
+    pub fn parse(text: &str) -> Self {
+        let rule = |part: &str| {
+            let (pattern, weight) = part.split_once('=')?;
+            Some((pattern.trim().into(), weight.trim().parse().ok()?))
+        };
+        Self(text.split(',').filter_map(rule).collect())
+    }
+
+    /// The weight of a pod; 1 where nothing is said of it.
+    pub fn of(&self, pod: Option<&str>) -> u16 {
+        let fits = |pattern: &str, pod: &str| match pattern.strip_suffix('*') {
+            Some(beginning) => pod.starts_with(beginning),
+            None => pod == pattern,
+        };
+        let rule = |pod| self.0.iter().find(|(pattern, _)| fits(pattern, pod));
+        pod.and_then(rule).map_or(1, |(_, weight)| *weight)
+    }
 }
 
 /// One port of a Service.
@@ -78,11 +129,41 @@ pub struct ServicePort {
 pub struct Service {
     pub name: ServiceName,
     pub cluster_ips: Vec<Ipv4Addr>,
+    /// Addresses that somebody else brings to nodes.
+    pub external_ips: Vec<Ipv4Addr>,
+    /// Addresses that a load balancer has given.
+    pub balancer_ips: Vec<Ipv4Addr>,
+    /// Who may use the load balancer's addresses; all where it is empty.
+    pub sources: Vec<Cidr>,
     pub ports: Vec<ServicePort>,
+    pub balance: Balance,
+    pub weights: Weights,
+    /// Where load balancers ask whether this node has endpoints.
+    pub health_port: Option<u16>,
     /// ClientIP affinity and its timeout.
     pub affinity: Option<Duration>,
     pub internal: Policy,
     pub external: Policy,
+}
+
+impl Service {
+    /// A Service of this name that nobody can reach yet.
+    pub fn named(name: ServiceName) -> Self {
+        Self {
+            name,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
+            sources: Vec::new(),
+            ports: Vec::new(),
+            balance: Balance::default(),
+            weights: Weights::default(),
+            health_port: None,
+            affinity: None,
+            internal: Policy::Cluster,
+            external: Policy::Cluster,
+        }
+    }
 }
 
 /// An endpoint of a slice.
@@ -94,6 +175,26 @@ pub struct Endpoint {
     /// Terminating, but still able to serve.
     pub draining: bool,
     pub node: Option<Arc<str>>,
+    pub pod: Option<Arc<str>>,
+    /// Zones that it should serve; any where it is empty.
+    pub zones: Vec<Arc<str>>,
+    /// Nodes that it should serve; any where it is empty.
+    pub nodes: Vec<Arc<str>>,
+}
+
+impl Endpoint {
+    /// A ready endpoint of which only the address is known.
+    pub fn ready(address: Ipv4Addr) -> Self {
+        Self {
+            address,
+            ready: true,
+            draining: false,
+            node: None,
+            pod: None,
+            zones: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
 }
 
 /// An EndpointSlice of IPv4 endpoints.
@@ -111,6 +212,25 @@ pub struct Node {
     pub name: Arc<str>,
     pub addresses: Vec<Ipv4Addr>,
     pub pod_cidr: Option<Cidr>,
+    pub zone: Option<Arc<str>>,
+    pub ready: bool,
+}
+
+/// A pod of this node that has ports of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    pub address: Ipv4Addr,
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// At this address of the node, or at all of them.
+    pub host: Option<Ipv4Addr>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub target: u16,
 }
 
 /// Time that ClientIP affinity lasts unless the Service says otherwise (the API's default).
@@ -118,6 +238,12 @@ const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 
 /// Label by which someone else's proxy claims a Service.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// How a backend is chosen: `random`, `maglev` or `maglev-client`.
+const BALANCE: &str = "pith.dev/balance";
+/// See [`Weights::parse`].
+const WEIGHTS: &str = "pith.dev/weights";
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// `None` for Services that no proxy acts for: headless ones, names for names outside, other proxies'.
 pub fn service(object: &ApiService) -> Option<Service> {
@@ -152,11 +278,40 @@ pub fn service(object: &ApiService) -> Option<Service> {
     Some(Service {
         name: ServiceName::new(&object.namespace()?, &object.name_any()),
         cluster_ips,
+        external_ips: addresses(spec.external_ips.iter().flatten()),
+        balancer_ips: balancer_ips(object),
+        sources: spec
+            .load_balancer_source_ranges
+            .iter()
+            .flatten()
+            .filter_map(|range| range.trim().parse().ok())
+            .collect(),
         ports: ports.collect(),
+        balance: Balance::parse(object.annotations().get(BALANCE)),
+        weights: object.annotations().get(WEIGHTS).map_or_else(Weights::default, |text| Weights::parse(text)),
+        health_port: spec
+            .health_check_node_port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0),
         affinity,
         internal: policy(spec.internal_traffic_policy.as_deref()),
         external: policy(spec.external_traffic_policy.as_deref()),
     })
+}
+
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<Ipv4Addr> {
+    texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+/// Those at which nodes see the packets; what a balancer answers itself (ipMode Proxy) is its own.
+fn balancer_ips(object: &ApiService) -> Vec<Ipv4Addr> {
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+    addresses(
+        ingress
+            .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+            .filter_map(|ingress| ingress.ip.as_ref()),
+    )
 }
 
 fn policy(text: Option<&str>) -> Policy {
@@ -180,12 +335,24 @@ pub fn slice(object: &ApiSlice) -> Option<Slice> {
         // Absent means ready, and serving where ready (the API's reading of unset conditions).
         let conditions = endpoint.conditions.clone().unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
+        let hints = endpoint.hints.as_ref();
         Some(Endpoint {
             // All addresses of an endpoint are the same one; further ones are not used by anyone.
             address: endpoint.addresses.first()?.parse().ok()?,
             ready,
             draining: conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Arc::from),
+            pod: endpoint.target_ref.as_ref().and_then(|target| Some(target.name.as_deref()?.into())),
+            zones: hints
+                .iter()
+                .flat_map(|hints| hints.for_zones.iter().flatten())
+                .map(|zone| zone.name.as_str().into())
+                .collect(),
+            nodes: hints
+                .iter()
+                .flat_map(|hints| hints.for_nodes.iter().flatten())
+                .map(|node| node.name.as_str().into())
+                .collect(),
         })
     });
     Some(Slice {
@@ -205,5 +372,37 @@ pub fn node(object: &ApiNode) -> Node {
             .filter_map(|address| address.address.parse().ok())
             .collect(),
         pod_cidr: object.spec.as_ref().and_then(|spec| spec.pod_cidr.as_ref()?.parse().ok()),
+        zone: object.labels().get(ZONE).map(|zone| zone.as_str().into()),
+        ready: object
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten())
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
     }
+}
+
+/// `None` for a pod without ports of the node, without an address yet, or that has ended.
+pub fn host_ports(object: &ApiPod) -> Option<HostPorts> {
+    let (spec, status) = (object.spec.as_ref()?, object.status.as_ref()?);
+    if spec.host_network == Some(true) || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let number = |port: i32| u16::try_from(port).ok().filter(|port| *port != 0);
+    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    let ports: Vec<HostPort> = ports
+        .filter_map(|port| {
+            Some(HostPort {
+                host: port
+                    .host_ip
+                    .as_ref()
+                    .and_then(|ip| ip.parse().ok())
+                    .filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
+                port: number(port.host_port?)?,
+                protocol: Protocol::parse(port.protocol.as_deref())?,
+                target: number(port.container_port)?,
+            })
+        })
+        .collect();
+    let address = status.pod_ip.as_ref()?.parse().ok()?;
+    if ports.is_empty() { None } else { Some(HostPorts { address, ports }) }
 }

@@ -14,13 +14,13 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use pith_abi::{
-    Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE, Service, map_name,
-};
+use pith_abi::{Frontend, FrontendTarget, Head, MAX_BACKENDS_A_SERVICE, Scope, Service, map_name};
 
 use crate::{
+    generation::{Change, Generation, Placed},
+    gone::Gone,
     maps::{MapAccess, ServiceMaps},
-    plan::{Group, GroupKey, ServicePlan},
+    plan::{Group, GroupKey, Reach, ServicePlan},
     service::ServiceName,
     slots::{Run, Slots},
 };
@@ -40,20 +40,12 @@ pub enum ApplyError {
     },
 }
 
-/// A group as it is in the maps.
-#[derive(Clone, Debug)]
-struct Placed {
-    index: u32,
-    run: Run,
-    tag: u16,
-    group: Group,
-}
-
 /// What the maps hold of one Service.
 #[derive(Clone, Debug, Default)]
 struct Owned {
     groups: BTreeSet<GroupKey>,
     frontends: BTreeSet<Frontend>,
+    addresses: BTreeSet<Ipv4Addr>,
 }
 
 /// Mirror of FRONTENDS, SERVICES and BACKENDS.
@@ -63,9 +55,15 @@ pub struct Table {
     groups: HashMap<GroupKey, Placed>,
     by_index: HashMap<u32, GroupKey>,
     frontends: HashMap<Frontend, (ServiceName, u32)>,
+    /// How many Services answer at an address.
+    addresses: HashMap<Ipv4Addr, usize>,
+    gone: Gone,
+    /// Whether a backend has gone since somebody asked.
+    departed: bool,
     /// Left by a former proxy and not claimed by a plan yet.
     adopted_groups: BTreeMap<u32, Placed>,
     adopted_frontends: BTreeMap<Frontend, u32>,
+    adopted_addresses: BTreeSet<Frontend>,
     slots: Slots,
     indexes: Slots,
     limits: TableLimits,
@@ -88,47 +86,42 @@ impl Table {
             groups: HashMap::new(),
             by_index: HashMap::new(),
             frontends: HashMap::new(),
+            addresses: HashMap::new(),
+            gone: Gone::default(),
+            departed: false,
             adopted_groups: BTreeMap::new(),
             adopted_frontends: BTreeMap::new(),
+            adopted_addresses: BTreeSet::new(),
             slots: Slots::new(limits.backends.min(pith_abi::MAX_SLOTS)),
             indexes: Slots::new(limits.services),
             limits,
             tag: 0,
         };
+        let mut sources = maps.sources()?;
         for (frontend, target) in maps.frontends()? {
-            // A word that is not this frontend's was never written by a proxy of this layout.
-            let Some(index) = target.service(&frontend).filter(|index| *index < limits.services) else {
+            if frontend.scope == Scope::GONE {
+                table.gone.adopt(frontend);
                 continue;
+            }
+            let index = match target.service(&frontend) {
+                Some(FrontendTarget::NO_SERVICE) => {
+                    table.adopted_addresses.insert(frontend);
+                    continue;
+                }
+                Some(index) if index < limits.services => index,
+                // A word that is not this frontend's was never written by a proxy of this layout.
+                Some(_) | None => continue,
             };
             table.adopted_frontends.insert(frontend, index);
             if !table.adopted_groups.contains_key(&index) {
-                let placed = table.adopt_group(maps, index)?;
+                let sources = sources.remove(&index).unwrap_or_default();
+                table.indexes.reserve(Run { first: index, count: 1 });
+                let placed = Placed::read(maps, index, &mut table.slots, sources)?;
+                table.tag = table.tag.max(placed.tag);
                 table.adopted_groups.insert(index, placed);
             }
         }
         Ok(table)
-    }
-
-    fn adopt_group(&mut self, maps: &impl ServiceMaps, index: u32) -> Result<Placed, MapAccess> {
-        let service = maps.service(index)?;
-        let head = Head::unpack(service.head);
-        let mut run = Run { first: head.first, count: u32::from(head.count) };
-        self.indexes.reserve(Run { first: index, count: 1 });
-        let mut backends = Vec::new();
-        if self.slots.reserve(run) {
-            for slot in run.first..run.first + run.count {
-                let backend = maps.backend(slot)?;
-                let address = Ipv4Addr::from(backend.addr_be().to_ne_bytes());
-                backends.push(SocketAddrV4::new(address, u16::from_be(backend.port_be())));
-            }
-        } else {
-            // Slots that two groups claim: treat this one as empty, so that it is written anew.
-            run = Run::EMPTY;
-        }
-        self.tag = self.tag.max(head.tag);
-        let affinity = (head.flags & HeadFlags::AFFINITY != 0)
-            .then(|| std::time::Duration::from_nanos(service.affinity_ns));
-        Ok(Placed { index, run, tag: head.tag, group: Group { backends, affinity } })
     }
 
     /// Makes the maps hold what `plan` says of its Service. Returns what could not be done; a later call
@@ -143,6 +136,12 @@ impl Table {
                 owned.groups.insert(key.clone());
             }
         }
+        for address in &plan.addresses {
+            match self.place_address(maps, &plan.service, *address, &owned) {
+                Ok(()) => drop(owned.addresses.insert(*address)),
+                Err(error) => errors.push(error),
+            }
+        }
         for (frontend, key) in &plan.frontends {
             match self.place_frontend(maps, &plan.service, frontend, key) {
                 Ok(true) => drop(owned.frontends.insert(*frontend)),
@@ -150,6 +149,7 @@ impl Table {
                 Err(error) => errors.push(error),
             }
         }
+        let mut failed = |source| errors.push(ApplyError::Map { service: plan.service.clone(), source });
         let gone = |frontend: &&Frontend| !plan.frontends.contains_key(*frontend);
         let old_frontends: Vec<Frontend> = owned.frontends.iter().filter(gone).copied().collect();
         for frontend in old_frontends {
@@ -158,20 +158,30 @@ impl Table {
                     owned.frontends.remove(&frontend);
                     self.frontends.remove(&frontend);
                 }
-                Err(source) => errors.push(ApplyError::Map { service: plan.service.clone(), source }),
+                Err(source) => failed(source),
+            }
+        }
+        let old_addresses: Vec<Ipv4Addr> = owned.addresses.difference(&plan.addresses).copied().collect();
+        for address in old_addresses {
+            match self.remove_address(maps, address) {
+                Ok(()) => drop(owned.addresses.remove(&address)),
+                Err(source) => failed(source),
             }
         }
         let gone = |key: &&GroupKey| !plan.groups.contains_key(*key);
         let old_groups: Vec<GroupKey> = owned.groups.iter().filter(gone).cloned().collect();
         for key in old_groups {
             owned.groups.remove(&key);
-            if let Some(placed) = self.groups.remove(&key)
-                && let Err(source) = self.release(maps, &placed)
-            {
-                errors.push(ApplyError::Map { service: plan.service.clone(), source });
+            if let Some(placed) = self.groups.remove(&key) {
+                if is_counted(&key) {
+                    self.gone.without(&key, &placed.members);
+                }
+                if let Err(source) = self.release(maps, &placed) {
+                    failed(source);
+                }
             }
         }
-        if !owned.groups.is_empty() || !owned.frontends.is_empty() {
+        if !owned.groups.is_empty() || !owned.frontends.is_empty() || !owned.addresses.is_empty() {
             self.services.insert(plan.service.clone(), owned);
         }
         errors
@@ -183,10 +193,23 @@ impl Table {
         while let Some((frontend, _)) = self.adopted_frontends.pop_first() {
             maps.remove_frontend(&frontend)?;
         }
+        while let Some(frontend) = self.adopted_addresses.pop_first() {
+            maps.remove_frontend(&frontend)?;
+        }
         while let Some((_, placed)) = self.adopted_groups.pop_first() {
             self.release(maps, &placed)?;
         }
-        Ok(())
+        self.gone.finish_adoption(maps)
+    }
+
+    /// Whether a backend has gone since the last call: flows to it are to be ended.
+    pub fn take_departed(&mut self) -> bool {
+        std::mem::take(&mut self.departed)
+    }
+
+    /// Lets time pass for what is remembered of backends that are gone.
+    pub fn tick(&mut self, maps: &mut impl ServiceMaps) -> Result<(), MapAccess> {
+        self.gone.tick(maps)
     }
 
     /// Services in the maps.
@@ -194,9 +217,9 @@ impl Table {
         self.services.keys()
     }
 
-    /// Whether the group at an index has a backend.
+    /// Whether a backend may have connections by the group at an index.
     pub fn serves(&self, index: u32, backend: SocketAddrV4) -> bool {
-        let has = |placed: &Placed| placed.group.backends.binary_search(&backend).is_ok();
+        let has = |placed: &Placed| placed.members.binary_search(&backend).is_ok();
         match self.by_index.get(&index) {
             Some(key) => self.groups.get(key).is_some_and(has),
             None => self.adopted_groups.get(&index).is_some_and(has),
@@ -216,14 +239,26 @@ impl Table {
             Some(placed) => Some(placed.clone()),
             None => self.claim(plan, key),
         };
+        let generation = Generation::of(group);
+        let mut members = [&group.backends[..], &group.others].concat();
+        members.sort_unstable();
+        let known = self.groups.get(key).map_or(&[][..], |placed| &placed.members);
+        let change = is_counted(key).then(|| Change::between(known, &members));
+        if let Some(change) = &change {
+            self.gone
+                .arrive(maps, key, &change.come)
+                .map_err(|source| ApplyError::Map { service: service(), source })?;
+        }
         if let Some(placed) = &old
-            && placed.group == *group
+            && placed.generation == generation
+            && placed.sources == group.sources
         {
-            self.record(key, placed.clone());
-            return Ok(());
+            let index = placed.index;
+            self.record(key, Placed { members, ..placed.clone() });
+            return self.depart(maps, key, index, change);
         }
         let limit = |limit, max| ApplyError::Limit { service: service(), limit, max };
-        let count = u32::try_from(group.backends.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(generation.slots.len()).unwrap_or(u32::MAX);
         let placed = (|| {
             let count16 =
                 u16::try_from(count).map_err(|_| limit("backends of one Service", MAX_BACKENDS_A_SERVICE))?;
@@ -239,8 +274,10 @@ impl Table {
                 },
             };
             self.tag = self.tag.wrapping_add(1);
-            let placed = Placed { index, run, tag: self.tag, group: group.clone() };
-            match write(maps, &placed, count16) {
+            let sources = group.sources.clone();
+            let placed = Placed { index, run, tag: self.tag, generation, sources, members };
+            let old_sources = old.as_ref().map_or(&[][..], |old| &old.sources);
+            match placed.write(maps, count16, old_sources) {
                 Ok(()) => Ok(placed),
                 Err(source) => {
                     self.slots.free(run);
@@ -256,8 +293,9 @@ impl Table {
                 if let Some(old) = old {
                     self.slots.free(old.run);
                 }
+                let index = placed.index;
                 self.record(key, placed);
-                Ok(())
+                self.depart(maps, key, index, change)
             }
             (Err(error), old) => {
                 // The old generation goes on, also one that was just claimed.
@@ -265,6 +303,73 @@ impl Table {
                     self.record(key, old);
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Remembers backends that a group had and has no more.
+    fn depart(
+        &mut self,
+        maps: &mut impl ServiceMaps,
+        key: &GroupKey,
+        index: u32,
+        change: Option<Change>,
+    ) -> Result<(), ApplyError> {
+        let Some(change) = change else { return Ok(()) };
+        self.departed |= !change.left.is_empty();
+        self.gone
+            .depart(maps, key, index, &change.left)
+            .map_err(|source| ApplyError::Map { service: key.service.clone(), source })
+    }
+
+    /// Makes an address known as one of a Service's.
+    fn place_address(
+        &mut self,
+        maps: &mut impl ServiceMaps,
+        service: &ServiceName,
+        address: Ipv4Addr,
+        owned: &Owned,
+    ) -> Result<(), ApplyError> {
+        if owned.addresses.contains(&address) {
+            return Ok(());
+        }
+        let frontend = Frontend::address(u32::from_ne_bytes(address.octets()));
+        if !self.addresses.contains_key(&address) && !self.adopted_addresses.remove(&frontend) {
+            self.set_frontend(maps, service, &frontend, FrontendTarget::NO_SERVICE)?;
+        }
+        *self.addresses.entry(address).or_default() += 1;
+        Ok(())
+    }
+
+    fn remove_address(&mut self, maps: &mut impl ServiceMaps, address: Ipv4Addr) -> Result<(), MapAccess> {
+        let services = self.addresses.get(&address).copied().unwrap_or_default();
+        if services > 1 {
+            self.addresses.insert(address, services - 1);
+            return Ok(());
+        }
+        maps.remove_frontend(&Frontend::address(u32::from_ne_bytes(address.octets())))?;
+        self.addresses.remove(&address);
+        Ok(())
+    }
+
+    fn set_frontend(
+        &mut self,
+        maps: &mut impl ServiceMaps,
+        service: &ServiceName,
+        frontend: &Frontend,
+        index: u32,
+    ) -> Result<(), ApplyError> {
+        let failed = |source| ApplyError::Map { service: service.clone(), source };
+        let target = FrontendTarget::new(frontend, index);
+        loop {
+            match maps.set_frontend(frontend, target) {
+                // What is there goes before what is gone.
+                Err(MapAccess::Full { .. }) if self.gone.give_way(maps).map_err(failed)? => {}
+                Err(MapAccess::Full { map: map_name::FRONTENDS }) => {
+                    let (service, max) = (service.clone(), self.limits.frontends);
+                    return Err(ApplyError::Limit { service, limit: "frontends", max });
+                }
+                other => return other.map_err(failed),
             }
         }
     }
@@ -304,16 +409,7 @@ impl Table {
             _ => {}
         }
         if self.adopted_frontends.remove(frontend) != Some(index) {
-            maps.set_frontend(frontend, FrontendTarget::new(frontend, index)).map_err(
-                |source| match source {
-                    MapAccess::Full { map: map_name::FRONTENDS } => ApplyError::Limit {
-                        service: service.clone(),
-                        limit: "frontends",
-                        max: self.limits.frontends,
-                    },
-                    source => ApplyError::Map { service: service.clone(), source },
-                },
-            )?;
+            self.set_frontend(maps, service, frontend, index)?;
         }
         self.frontends.insert(*frontend, (service.clone(), index));
         Ok(true)
@@ -323,9 +419,11 @@ impl Table {
     fn release(&mut self, maps: &mut impl ServiceMaps, placed: &Placed) -> Result<(), MapAccess> {
         // A program that is late finds a Service without endpoints, and refuses.
         maps.set_service(placed.index, Service { head: Head::default().pack(), affinity_ns: 0 })?;
-        if placed.group.affinity.is_some() {
+        if placed.generation.affinity.is_some() {
             maps.forget_clients(placed.index)?;
         }
+        maps.set_sources(placed.index, &placed.sources, &[])?;
+        self.gone.release(maps, placed.index)?;
         self.by_index.remove(&placed.index);
         self.slots.free(placed.run);
         self.indexes.free(Run { first: placed.index, count: 1 });
@@ -333,27 +431,21 @@ impl Table {
     }
 }
 
-/// Writes a generation beside the old one, then makes it current.
-fn write(maps: &mut impl ServiceMaps, placed: &Placed, count: u16) -> Result<(), MapAccess> {
-    for (slot, backend) in (placed.run.first..).zip(&placed.group.backends) {
-        let addr_be = u32::from_ne_bytes(backend.ip().octets());
-        maps.set_backend(slot, Backend::new(addr_be, backend.port().to_be(), placed.tag))?;
-    }
-    let affinity = placed.group.affinity;
-    let head = Head {
-        first: placed.run.first,
-        count,
-        tag: placed.tag,
-        flags: if affinity.is_some() { HeadFlags::AFFINITY } else { 0 },
-    };
-    let affinity_ns = affinity.map_or(0, |affinity| u64::try_from(affinity.as_nanos()).unwrap_or(u64::MAX));
-    maps.set_service(placed.index, Service { head: head.pack(), affinity_ns })
+/// Whether the members of a group tell which backends there are: one group of each port does, the one whose
+/// policy leaves none out.
+fn is_counted(key: &GroupKey) -> bool {
+    key.reach == Reach::Internal
 }
 
 /// A frontend in words.
 fn show(frontend: &Frontend) -> String {
     let port = u16::from_be(frontend.port_be);
-    let protocol = if frontend.proto == pith_abi::proto::UDP { "UDP" } else { "TCP" };
+    let protocol = match frontend.proto {
+        pith_abi::proto::TCP => "TCP",
+        pith_abi::proto::UDP => "UDP",
+        pith_abi::proto::SCTP => "SCTP",
+        _ => "any",
+    };
     match frontend.addr_be {
         0 => format!("node port {port}/{protocol}"),
         addr_be => format!("{}:{port}/{protocol}", Ipv4Addr::from(addr_be.to_ne_bytes())),

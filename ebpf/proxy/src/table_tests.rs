@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use pith_abi::{Backend, Frontend, FrontendTarget, Head, Service as Entry, map_name};
+use pith_abi::{Backend, Frontend, FrontendTarget, Head, Service as Entry, SourceKey, map_name};
 use pith_core::{
     Tables,
     host::Memory,
@@ -15,6 +15,7 @@ use pith_core::{
 use proptest::prelude::*;
 
 use crate::{
+    cidr::Cidr,
     maps::{MapAccess, ServiceMaps},
     plan::{Group, GroupKey, Reach, ServicePlan},
     service::{Protocol, ServiceName},
@@ -98,6 +99,25 @@ impl ServiceMaps for Watched {
         Ok(())
     }
 
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess> {
+        let mut all: BTreeMap<u32, Vec<Cidr>> = BTreeMap::new();
+        for (prefix, key) in &*self.memory.sources.borrow() {
+            all.entry(key.service).or_default().extend(Cidr::new(key.addr_be.to_ne_bytes().into(), *prefix));
+        }
+        Ok(all)
+    }
+
+    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess> {
+        let key = |range: &Cidr| {
+            (range.prefix(), SourceKey { service, addr_be: u32::from_ne_bytes(range.net().octets()) })
+        };
+        let mut sources = self.memory.sources.borrow_mut();
+        let all = |ranges: &[Cidr]| -> Vec<_> { ranges.iter().map(key).collect() };
+        sources.retain(|source| !all(old).contains(source) && !all(new).contains(source));
+        sources.extend(all(new));
+        Ok(())
+    }
+
     fn forget_clients(&mut self, _service: u32) -> Result<(), MapAccess> {
         Ok(())
     }
@@ -119,8 +139,9 @@ fn plan(number: u8, hosts: &[u8]) -> ServicePlan {
     let backends = hosts.iter().map(|host| place(*host)).collect();
     ServicePlan {
         service,
-        groups: BTreeMap::from([(key.clone(), Group { backends, affinity: None })]),
+        groups: BTreeMap::from([(key.clone(), Group { backends, ..Group::default() })]),
         frontends: BTreeMap::from([(frontend(number), key)]),
+        ..ServicePlan::absent(ServiceName::new("default", ""))
     }
 }
 
@@ -232,6 +253,24 @@ fn a_restart_writes_what_changed_only() {
             assert!(!(*first..first + u32::from(*count)).contains(other), "runs overlap: {runs:?}");
         }
     }
+}
+
+#[test]
+fn a_restart_serves_no_source_that_is_not_named_any_more() {
+    let (mut maps, mut table) = empty();
+    let sources = |ranges: [&str; 2]| {
+        let mut plan = plan(1, &[1]);
+        for group in plan.groups.values_mut() {
+            group.sources = ranges.iter().map(|range| range.parse().expect("a network")).collect();
+        }
+        plan
+    };
+    apply(&mut table, &mut maps, &sources(["192.0.2.0/24", "198.51.100.0/24"]));
+    let mut table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    apply(&mut table, &mut maps, &sources(["192.0.2.0/24", "203.0.113.0/24"]));
+    let served = maps.sources().expect("memory does not fail");
+    let served: Vec<String> = served.values().flatten().map(ToString::to_string).collect();
+    assert_eq!(served, ["192.0.2.0/24", "203.0.113.0/24"]);
 }
 
 proptest! {

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     cidr::Cidr,
-    plan::{NodeIdentity, ServicePlan, plan_service},
-    service::{Node, Service, ServiceName, Slice, SliceName},
+    plan::{NodeIdentity, ServicePlan, plan_host_ports, plan_service},
+    service::{HostPorts, Node, Service, ServiceName, Slice, SliceName},
 };
 
 /// A change that a watch reports, for objects of one kind.
@@ -30,6 +30,8 @@ pub enum Event {
     Service(Change<Service>),
     Slice(Change<Slice>),
     Node(Change<Node>),
+    /// Of a pod of this node.
+    Pod(Change<HostPorts>),
 }
 
 /// Objects of one kind. During a list the names it has not named yet are kept apart.
@@ -88,6 +90,7 @@ pub struct World {
     services: Kind<Service>,
     slices: Kind<Slice>,
     nodes: Kind<Node>,
+    pods: Kind<HostPorts>,
     slices_of: HashMap<ServiceName, BTreeSet<SliceName>>,
     dirty: BTreeSet<ServiceName>,
     nodes_dirty: bool,
@@ -100,6 +103,7 @@ impl World {
             services: Kind::default(),
             slices: Kind::default(),
             nodes: Kind::default(),
+            pods: Kind::default(),
             slices_of: HashMap::new(),
             dirty: BTreeSet::new(),
             nodes_dirty: false,
@@ -107,7 +111,7 @@ impl World {
     }
 
     pub fn take(&mut self, event: Event) {
-        let Self { services, slices, nodes, slices_of, dirty, nodes_dirty, .. } = self;
+        let Self { services, slices, nodes, pods, slices_of, dirty, nodes_dirty, .. } = self;
         match event {
             Event::Service(change) => services.take(change, |name, _, _| {
                 dirty.insert(name.clone());
@@ -128,12 +132,15 @@ impl World {
                 }
             }),
             Event::Node(change) => nodes.take(change, |_, _, _| *nodes_dirty = true),
+            Event::Pod(change) => pods.take(change, |name, _, _| {
+                dirty.insert(of_pod(name));
+            }),
         }
     }
 
     /// Whether every kind has been listed once. Before that nothing may be removed from the maps.
     pub fn complete(&self) -> bool {
-        self.services.listed && self.slices.listed && self.nodes.listed
+        self.services.listed && self.slices.listed && self.nodes.listed && self.pods.listed
     }
 
     /// Plans for the Services that changed; they are clean afterwards.
@@ -147,19 +154,59 @@ impl World {
     }
 
     fn plan(&self, name: ServiceName) -> ServicePlan {
+        if let Some(pod) = pod_of(&name) {
+            let host_ports = self.pods.objects.get(&pod);
+            return host_ports.map_or_else(
+                || ServicePlan::absent(name.clone()),
+                |ports| plan_host_ports(name.clone(), ports),
+            );
+        }
         let Some(service) = self.services.objects.get(&name) else { return ServicePlan::absent(name) };
         let slices = self.slices_of.get(&name).into_iter().flatten();
         plan_service(service, slices.filter_map(|slice| self.slices.objects.get(slice)), &self.node)
     }
 
-    /// Addresses of all other nodes and the pods of this one, where they changed since the last call.
+    /// Addresses of all other nodes and the pods of this one, where nodes changed since the last call.
+    /// Services whose plans depend on what changed are planned anew.
     pub fn take_nodes(&mut self) -> Option<(Option<Cidr>, BTreeSet<Ipv4Addr>)> {
         if !std::mem::take(&mut self.nodes_dirty) {
             return None;
         }
         let own = |node: &&Node| node.name == self.node.name;
-        let pod_cidr = self.nodes.objects.values().find(own).and_then(|node| node.pod_cidr);
+        let this = self.nodes.objects.values().find(own);
+        let identity = NodeIdentity {
+            name: self.node.name.clone(),
+            zone: this.and_then(|node| node.zone.clone()),
+            pods: this.and_then(|node| node.pod_cidr),
+            ready: self
+                .nodes
+                .objects
+                .values()
+                .filter(|node| node.ready)
+                .map(|node| node.name.clone())
+                .collect(),
+        };
         let others = self.nodes.objects.values().filter(|node| !own(node));
-        Some((pod_cidr, others.flat_map(|node| node.addresses.iter().copied()).collect()))
+        let others = others.flat_map(|node| node.addresses.iter().copied()).collect();
+        if identity != self.node {
+            let near = identity.zone != self.node.zone || identity.pods != self.node.pods;
+            let concerned = |service: &&Service| near || !service.balancer_ips.is_empty();
+            self.dirty
+                .extend(self.services.objects.values().filter(concerned).map(|service| service.name.clone()));
+        }
+        let pods = identity.pods;
+        self.node = identity;
+        Some((pods, others))
     }
+}
+
+/// What pods' ports of the node are planned under; no Service has such a name.
+const POD: &str = "pod ";
+
+fn of_pod(pod: &ServiceName) -> ServiceName {
+    ServiceName(format!("{POD}{pod}").into())
+}
+
+fn pod_of(name: &ServiceName) -> Option<ServiceName> {
+    name.0.strip_prefix(POD).map(|pod| ServiceName(pod.into()))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use crate::{
     plan::NodeIdentity,
-    service::{Endpoint, Node, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+    service::{Endpoint, Node, Protocol, Service, ServiceName, ServicePort, Slice},
     world::{Change, Event, World},
 };
 
@@ -15,30 +15,22 @@ fn name(name: &str) -> ServiceName {
 fn service(of: &str) -> Event {
     let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     let service = Service {
-        name: name(of),
         cluster_ips: vec![Ipv4Addr::new(10, 96, 0, 10)],
         ports: vec![port],
-        affinity: None,
-        internal: Policy::Cluster,
-        external: Policy::Cluster,
+        ..Service::named(name(of))
     };
     Event::Service(Change::Is(name(of), Some(service)))
 }
 
 fn slice(slice: &str, of: &str, hosts: &[u8]) -> Event {
-    let endpoint = |host: &u8| Endpoint {
-        address: Ipv4Addr::new(10, 244, 0, *host),
-        ready: true,
-        draining: false,
-        node: None,
-    };
+    let endpoint = |host: &u8| Endpoint::ready(Ipv4Addr::new(10, 244, 0, *host));
     let ports = vec![(Arc::from(""), Protocol::Tcp, 8080)];
     let endpoints = hosts.iter().map(endpoint).collect();
     Event::Slice(Change::Is(name(slice), Some(Slice { service: name(of), ports, endpoints })))
 }
 
 fn world(events: Vec<Event>) -> World {
-    let mut world = World::new(NodeIdentity { name: "here".into() });
+    let mut world = World::new(NodeIdentity::new("here"));
     events.into_iter().for_each(|event| world.take(event));
     world
 }
@@ -92,6 +84,7 @@ fn what_a_new_list_does_not_name_is_gone() {
     assert!(!world.complete());
     world.take(Event::Slice(Change::ListEnds));
     world.take(Event::Node(Change::ListEnds));
+    world.take(Event::Pod(Change::ListEnds));
     assert!(world.complete());
 }
 
@@ -100,7 +93,8 @@ fn nodes_are_told_apart() {
     let node = |node: &str, host: u8| {
         let pod_cidr = format!("10.244.{host}.0/24").parse().ok();
         let addresses = vec![Ipv4Addr::new(172, 30, 0, host)];
-        Event::Node(Change::Is(name(node), Some(Node { name: node.into(), addresses, pod_cidr })))
+        let node_object = Node { name: node.into(), addresses, pod_cidr, zone: None, ready: true };
+        Event::Node(Change::Is(name(node), Some(node_object)))
     };
     let mut world = world(vec![node("here", 2), node("there", 3), node("yonder", 4)]);
     let (pod_cidr, others) = world.take_nodes().expect("they are new");

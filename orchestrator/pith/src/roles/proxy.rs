@@ -37,7 +37,7 @@ async fn serve(args: ProxyArgs) -> Result<()> {
     fs::create_dir_all(&args.bpf_dir).with_context(|| format!("create {}", args.bpf_dir.display()))?;
     let mut datapath = Datapath::open(&pith_proxy::Config::new(&args.bpf_dir, cgroup))?;
     datapath.attach_uplink(&uplink, &[address])?;
-    let identity = NodeIdentity { name: node.into() };
+    let identity = NodeIdentity::new(node);
     tasks.start("proxy", pith_proxy::run(client, datapath, identity, tasks.cancel()));
     notify_ready();
     tasks.finish().await

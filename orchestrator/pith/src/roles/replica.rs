@@ -50,7 +50,7 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
     let datapath = open_datapath(&args, &uplink, address)?;
     let (client, serving) = credentials::obtain(source, &args.dir, &node, address.into()).await?;
     let images = pith_image::Store::open(args.dir.join("images"))?;
-    let identity = NodeIdentity { name: node.as_str().into() };
+    let identity = NodeIdentity::new(node.as_str());
     tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
     let network = ReplicaNetwork::new(Place {
         client: client.clone(),
@@ -87,6 +87,7 @@ fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<
         cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
     config.cluster_cidr = args.cluster_cidr.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
+    config.pod_interfaces = Some(pith_network::pods::INTERFACE_PREFIX.to_owned());
     let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(uplink, &[address])?;
     Ok(datapath)

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod network;
+pub(crate) mod raw;
+
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
@@ -18,7 +21,7 @@ use std::{
 use nix::sched::{CloneFlags, unshare};
 use pith_proxy::{
     Config, NodeIdentity, ServicePlan, plan_service,
-    service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+    service::{Endpoint, Protocol, Service, ServiceName, ServicePort, Slice},
 };
 
 /// How long anything on this machine may take before a test calls it lost.
@@ -160,11 +163,19 @@ type Job = Box<dyn FnOnce() + Send>;
 impl Namespace {
     /// Outside of the sandbox's cgroup: its sockets see no Services.
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
-        let parent = sandbox.parent.clone();
+        Self::in_cgroup(sandbox.parent.clone())
+    }
+
+    /// In the sandbox's cgroup, as a pod of the node is.
+    pub(crate) fn of_pod(sandbox: &Sandbox) -> Self {
+        Self::in_cgroup(sandbox.cgroup.clone())
+    }
+
+    fn in_cgroup(parent: PathBuf) -> Self {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, path) = mpsc::channel();
         thread::spawn(move || {
-            join(&parent).expect("the thread may go back to where it came from");
+            join(&parent).expect("the thread may go there");
             unshare(CloneFlags::CLONE_NEWNET).expect("the sandbox could do so as well");
             ip("link set lo up");
             ready.send(own_namespace()).expect("the test waits");
@@ -202,30 +213,22 @@ impl Demo {
         let name = ServiceName::new("default", "demo");
         let port_name: Arc<str> = "main".into();
         let service = Service {
-            name: name.clone(),
             cluster_ips: vec![address.into()],
             ports: vec![ServicePort { name: port_name.clone(), protocol, port, node_port: None }],
-            affinity: None,
-            internal: Policy::Cluster,
-            external: Policy::Cluster,
+            ..Service::named(name.clone())
         };
         let slice = Slice { service: name, ports: vec![(port_name, protocol, target)], endpoints: vec![] };
         Self { service, slice }
     }
 
     pub(crate) fn endpoints(&mut self, addresses: &[[u8; 4]]) -> &mut Self {
-        let endpoint = |address: &[u8; 4]| Endpoint {
-            address: (*address).into(),
-            ready: true,
-            draining: false,
-            node: None,
-        };
+        let endpoint = |address: &[u8; 4]| Endpoint::ready((*address).into());
         self.slice.endpoints = addresses.iter().map(endpoint).collect();
         self
     }
 
     pub(crate) fn plan(&self) -> ServicePlan {
-        plan_service(&self.service, [&self.slice].into_iter(), &NodeIdentity { name: "node".into() })
+        plan_service(&self.service, [&self.slice].into_iter(), &NodeIdentity::new("node"))
     }
 }
 

@@ -1,7 +1,5 @@
 //! The driver against an API that says what the test wants, seen by real sockets.
 
-mod support;
-
 use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
@@ -12,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use crate::support::{DEADLINE, Sandbox, at};
 use bytes::Bytes;
 use futures::{StreamExt, channel::mpsc, stream};
 use http::{Request, Response};
@@ -19,7 +18,6 @@ use http_body::Frame;
 use http_body_util::{StreamBody, combinators::BoxBody};
 use pith_proxy::{Datapath, NodeIdentity, run};
 use serde_json::{Value, json};
-use support::{DEADLINE, Sandbox, at};
 use tokio_util::sync::CancellationToken;
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
@@ -151,7 +149,7 @@ fn the_maps_follow_the_api() {
             let cancel = CancellationToken::new();
             let start = || {
                 let datapath = Datapath::open(&sandbox.config()).expect("the datapath opens");
-                let node = NodeIdentity { name: "node".into() };
+                let node = NodeIdentity::new("node");
                 tokio::spawn(run(api.client(), datapath, node, cancel.child_token()))
             };
             let driver = start();

@@ -5,14 +5,13 @@
 //!   and 10.244.2.6, a pod of another node                    (the sandbox)
 //! ```
 
-mod support;
-
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddrV4, TcpListener, TcpStream},
     thread,
 };
 
+use crate::support::{DEADLINE, Demo, Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
 use pith_abi::{Frontend, Reason, Tuple, proto};
 use pith_core::{
     Verdict,
@@ -21,7 +20,6 @@ use pith_core::{
     uplink,
 };
 use pith_proxy::{Cidr, Datapath, Uplink, service::Protocol, table::Table};
-use support::{DEADLINE, Demo, Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
 
 const OUTSIDE: [u8; 4] = [172, 30, 0, 1];
 const NODE: [u8; 4] = [172, 30, 0, 2];
@@ -268,12 +266,13 @@ fn programs_do_what_the_core_says() {
             let verdict = match hook {
                 Ingress => uplink::ingress(&mut expect, &memory),
                 Egress => uplink::egress(&mut expect, &memory),
+                Uplink::FromPod | Uplink::ToPod => unreachable!("no step is at a pod's link"),
             };
             // TCX_NEXT, TCX_DROP and TCX_REDIRECT.
             let action = match verdict {
                 Verdict::Pass(_) => -1,
                 Verdict::Drop(_) => 2,
-                Verdict::Forward(_) | Verdict::Inward(_) => 7,
+                Verdict::Forward(_) | Verdict::Inward(_) | Verdict::Return(_) => 7,
             };
             let before = network.count(verdict.reason());
             let replayed = network.datapath.replay(hook, &packet.0).expect("a packet can be replayed");

@@ -5,13 +5,11 @@
 //!                             (the sandbox, which forwards nothing)
 //! ```
 
-mod support;
-
 use std::{io::ErrorKind, path::PathBuf};
 
+use crate::support::{Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
 use pith_abi::Reason;
 use pith_proxy::{Gateway, GatewayConfig};
-use support::{Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
 
 const OUTSIDE: [u8; 4] = [192, 0, 2, 1];
 const HOST: [u8; 4] = [192, 0, 2, 2];

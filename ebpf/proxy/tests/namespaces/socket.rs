@@ -1,7 +1,5 @@
 //! Services at the socket, on real sockets in a namespace and a cgroup of their own.
 
-mod support;
-
 use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
@@ -10,9 +8,9 @@ use std::{
     thread,
 };
 
+use crate::support::{DEADLINE, Demo, Sandbox, at};
 use pith_abi::{LAYOUT, Reason};
 use pith_proxy::{Datapath, service::Protocol, table::Table};
-use support::{DEADLINE, Demo, Sandbox, at};
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 2] = [[127, 0, 0, 2], [127, 0, 0, 3]];

@@ -1,0 +1,8 @@
+//! The proxy on real sockets and in the kernel: one program, so that it is linked once.
+
+mod driver;
+mod gateway;
+mod services;
+mod socket;
+mod support;
+mod uplink;

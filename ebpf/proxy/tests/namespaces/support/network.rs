@@ -1,0 +1,123 @@
+//! A node with pods, and what is in front of it.
+//!
+//! ```text
+//!   outside 172.30.0.1 ─────── eth0 172.30.0.2  node  10.244.1.1 ─┬─ pod-a 10.244.1.5
+//!   and 10.244.2.6, a pod of another node    (the sandbox)        ├─ pod-b 10.244.1.6
+//!                                                                 └─ pod-c 10.244.1.7
+//! ```
+//! Sockets of `c` see Services; those of `a` and `b` do not, so that all their packets come to the pods' links.
+
+use std::net::Ipv4Addr;
+
+use pith_abi::Reason;
+use pith_proxy::{Cidr, Datapath, NodeIdentity, ServicePlan, plan_service, table::Table};
+
+use super::{Demo, Namespace, Sandbox, ip};
+
+pub(crate) const OUTSIDE: [u8; 4] = [172, 30, 0, 1];
+pub(crate) const NODE: [u8; 4] = [172, 30, 0, 2];
+pub(crate) const A: [u8; 4] = [10, 244, 1, 5];
+pub(crate) const B: [u8; 4] = [10, 244, 1, 6];
+pub(crate) const C: [u8; 4] = [10, 244, 1, 7];
+pub(crate) const REMOTE: [u8; 4] = [10, 244, 2, 6];
+pub(crate) const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
+/// In the network in front of the node, which the node announces.
+pub(crate) const BALANCER_IP: [u8; 4] = [172, 30, 0, 200];
+/// Brought to the node by a route of the outside's.
+pub(crate) const EXTERNAL_IP: [u8; 4] = [198, 51, 100, 7];
+pub(crate) const NODE_PORT: u16 = 30_080;
+
+pub(crate) struct Nodes {
+    pub(crate) outside: Namespace,
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) c: Namespace,
+    pub(crate) datapath: Datapath,
+    pub(crate) table: Table,
+    pub(crate) identity: NodeIdentity,
+}
+
+impl Nodes {
+    pub(crate) fn new(sandbox: &Sandbox) -> Self {
+        let outside = Namespace::new(sandbox);
+        let (a, b, c) = (Namespace::new(sandbox), Namespace::new(sandbox), Namespace::of_pod(sandbox));
+        for (file, value) in
+            [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")]
+        {
+            std::fs::write(format!("/proc/sys/net/ipv4/{file}"), value).expect("the namespace is ours");
+        }
+        ip(&format!("link add eth0 type veth peer name up0 netns {}", outside.path));
+        ip("address add 172.30.0.2/24 dev eth0");
+        ip("address add 10.244.1.1/32 dev lo");
+        ip("link set eth0 up");
+        ip("route add 10.244.2.0/24 via 172.30.0.1");
+        outside.run(|| {
+            ip("address add 172.30.0.1/24 dev up0");
+            ip("address add 10.244.2.6/32 dev lo");
+            ip("link set up0 up");
+            ip("route add 198.51.100.0/24 via 172.30.0.2");
+            ip("route add 10.244.1.0/24 via 172.30.0.2");
+        });
+        for (pod, name, address) in [(&a, "pod-a", A), (&b, "pod-b", B), (&c, "pod-c", C)] {
+            let address = Ipv4Addr::from(address);
+            ip(&format!("link add {name} type veth peer name eth0 netns {}", pod.path));
+            ip(&format!("link set {name} up"));
+            ip(&format!("route add {address} dev {name}"));
+            pod.run(move || {
+                ip(&format!("address add {address}/32 dev eth0"));
+                ip("link set eth0 up");
+                ip("route add 10.244.1.1 dev eth0");
+                ip("route add default via 10.244.1.1");
+            });
+        }
+        // What pith's own pod network does for addresses that no pod has.
+        ip("route add unreachable 10.244.1.0/24");
+        let (datapath, table) = open(sandbox);
+        let mut identity = NodeIdentity::new("here");
+        identity.ready.insert("here".into());
+        identity.pods = Some(cidr("10.244.1.0/24"));
+        Self { outside, a, b, c, datapath, table, identity }
+    }
+
+    /// Puts a Service in force, as the driver does.
+    pub(crate) fn apply(&mut self, demo: &Demo) {
+        let plan = plan_service(&demo.service, [&demo.slice].into_iter(), &self.identity);
+        self.apply_plan(&plan);
+    }
+
+    pub(crate) fn apply_plan(&mut self, plan: &ServicePlan) {
+        for (address, announced) in &plan.outside {
+            self.datapath.set_service_address(*address, Some(*announced)).expect("the map can be written");
+        }
+        let errors = self.table.apply(self.datapath.service_maps().0, plan);
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    /// Ends flows to backends that are gone, as the driver does.
+    pub(crate) fn collect(&mut self) {
+        let table = &self.table;
+        self.datapath.collect(|service, backend| table.serves(service, backend)).expect("flows can be read");
+    }
+
+    pub(crate) fn count(&self, reason: Reason) -> u64 {
+        let reasons = self.datapath.reasons().expect("counters can be read");
+        reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
+    }
+}
+
+pub(crate) fn cidr(text: &str) -> Cidr {
+    text.parse().expect("a network")
+}
+
+fn open(sandbox: &Sandbox) -> (Datapath, Table) {
+    let mut config = sandbox.config();
+    config.cluster_cidr = Some(cidr("10.244.0.0/16"));
+    config.pod_interfaces = Some("pod-".into());
+    let mut datapath = Datapath::open(&config).expect("the datapath opens");
+    datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
+    datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
+    datapath.follow_pods().expect("the pods' links are there");
+    let (maps, limits) = datapath.service_maps();
+    let table = Table::adopt(maps, limits).expect("the maps can be read");
+    (datapath, table)
+}
