@@ -67,6 +67,35 @@ fn a_killed_primary_has_every_acknowledged_object() {
     cluster.down();
 }
 
+const SIGNING: &str = "--cluster-signing-duration=12s";
+
+/// Certificates of 12 s expire while this runs; the process, its containers and everything that passes between primary
+/// and kubelet in both directions go on.
+#[test]
+fn certificates_are_renewed_while_everything_runs() {
+    let Some(cluster) = Cluster::start(1, &[SIGNING]) else { return };
+    let Some(kubectl) = start_web(&cluster) else { return };
+    let before = (cluster.status()["replicas"][0]["pid"].clone(), containers(&kubectl));
+    let file = cluster.dir().join("replicas/replica-1/credentials/serving.pem");
+    let read = || std::fs::read_to_string(&file).expect("it has joined");
+    for number in 1..=2 {
+        let old = read();
+        until(&format!("renewal {number}"), Duration::from_secs(30), || {
+            if read() == old { Err("the same certificate".to_owned()) } else { Ok(()) }
+        });
+    }
+    assert_eq!((cluster.status()["replicas"][0]["pid"].clone(), containers(&kubectl)), before);
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&file).expect("it is there").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    let logs = kubectl.run(&["logs", "deployment/web"]);
+    assert!(logs.contains("8080"), "{logs}");
+    kubectl.run(&["scale", "deployment/web", "--replicas=7"]);
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.down();
+}
+
 /// A kubelet renews its lease every 10 s; the grace leaves room for one that is late.
 const GRACES: &[&str] = &[
     "--node-monitor-grace-period=16s",

@@ -38,6 +38,7 @@ async fn main() {
         further_addresses: Vec::new(),
         further_names: Vec::new(),
         service_cidr: "10.96.0.0/16".parse().expect("a range"),
+        certificate_lifetime: pith_apiserver::pki::CLIENT_LIFETIME,
         tolerations: Default::default(),
     };
     let server = Server::open(config, store).await.expect("the server opens");

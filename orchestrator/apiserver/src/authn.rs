@@ -2,6 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, header};
+use jiff::Timestamp;
 use pith_api::{ApiError, Subject};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
@@ -15,23 +16,39 @@ use crate::{
 
 const BOOTSTRAP_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 
-/// Whom a verified client certificate names: CN is the user, each O a group.
-pub(crate) fn certificate_identity(der: &CertificateDer<'_>) -> Option<Identity> {
-    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
-    let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?;
-    let groups: Vec<&str> =
-        subject.iter_organization().map(|group| group.as_str()).collect::<Result<_, _>>().ok()?;
-    (!name.is_empty()).then(|| Identity::new(name, &groups))
+/// What a connection says about whoever is at its other end.
+#[derive(Clone, Debug)]
+pub(crate) struct Proof {
+    identity: Identity,
+    /// The handshake looked at the certificate once; the connection may outlast it.
+    until: Option<Timestamp>,
+}
+
+impl Proof {
+    /// Whom a verified client certificate names: CN is the user, each O a group.
+    pub(crate) fn of_certificate(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let name = subject.iter_common_name().next()?.as_str().ok()?;
+        let groups: Vec<&str> =
+            subject.iter_organization().map(|group| group.as_str()).collect::<Result<_, _>>().ok()?;
+        let until = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok();
+        (!name.is_empty()).then(|| Self { identity: Identity::new(name, &groups), until })
+    }
+
+    /// Of a part of this process.
+    pub(crate) fn in_process(identity: Identity) -> Self {
+        Self { identity, until: None }
+    }
 }
 
 /// Who sent a request, or on whose behalf.
 pub(crate) async fn authenticate(
     state: &State,
-    certificate: Option<&Identity>,
+    proof: Option<&Proof>,
     headers: &HeaderMap,
 ) -> Result<Identity, ApiError> {
-    let who = own_identity(state, certificate, headers).await?;
+    let who = own_identity(state, proof, headers).await?;
     impersonated(who, headers)
 }
 
@@ -63,11 +80,15 @@ fn impersonated(who: Identity, headers: &HeaderMap) -> Result<Identity, ApiError
 /// A token that is wrong is refused, also where none would have been needed.
 async fn own_identity(
     state: &State,
-    certificate: Option<&Identity>,
+    proof: Option<&Proof>,
     headers: &HeaderMap,
 ) -> Result<Identity, ApiError> {
-    if let Some(identity) = certificate {
-        return Ok(identity.clone());
+    match proof {
+        Some(Proof { until: Some(until), .. }) if *until < Timestamp::now() => {
+            return Err(ApiError::unauthorized());
+        }
+        Some(Proof { identity, .. }) => return Ok(identity.clone()),
+        None => {}
     }
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(Identity::anonymous()) };
     let token = value.to_str().ok().and_then(|value| {
@@ -114,7 +135,7 @@ async fn bootstrap_identity(state: &State, id: &str, secret: &str) -> Result<Opt
     if let Some(expiry) = field("expiration") {
         // What cannot be read has expired.
         match pith_api::time::parse(&expiry) {
-            Ok(expiry) if expiry > jiff::Timestamp::now() => {}
+            Ok(expiry) if expiry > Timestamp::now() => {}
             _ => return Ok(None),
         }
     }

@@ -7,7 +7,7 @@ use pith_api::{ApiError, Subresource};
 
 use crate::{
     accept,
-    authn::authenticate,
+    authn::{Proof, authenticate},
     authz::{Attributes, path_refusal, refusal},
     filter::Filter,
     http::{Body, RequestBody, failure},
@@ -17,10 +17,6 @@ use crate::{
     state::State,
     verbs::{Call, create, delete, patch, read, subresources, update, watch},
 };
-
-/// Whom the TLS connection's certificate names; set by whoever accepted the connection.
-#[derive(Clone, Debug)]
-pub(crate) struct CertificateIdentity(pub(crate) Identity);
 
 /// Answers a request; failures become Status objects.
 pub(crate) async fn handle(state: Arc<State>, request: Request<RequestBody>) -> Response<Body> {
@@ -54,8 +50,7 @@ async fn route(
 ) -> Result<Response<Body>, ApiError> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let certificate = parts.extensions.get::<CertificateIdentity>().map(|found| &found.0);
-    let who = authenticate(state, certificate, &parts.headers).await?;
+    let who = authenticate(state, parts.extensions.get::<Proof>(), &parts.headers).await?;
     let target = match place(&path) {
         Ok(Place::Resource(target)) => target,
         Ok(other) => {

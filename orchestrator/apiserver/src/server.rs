@@ -34,7 +34,7 @@ use crate::{
         Tolerations,
         services::{Allocations, ServiceCidr},
     },
-    authn::certificate_identity,
+    authn::Proof,
     authz::BuiltinRules,
     bootstrap::{self, Existing},
     expiry,
@@ -44,7 +44,7 @@ use crate::{
     objects::Objects,
     openapi::Documents,
     pki::{self, Pki, kubeconfig, token::BootstrapToken},
-    router::{self, CertificateIdentity},
+    router,
     service_tokens::ServiceTokens,
     state::{MAX_IN_FLIGHT, State},
     stream_proxy::Kubelets,
@@ -70,6 +70,8 @@ pub struct Config {
     pub further_addresses: Vec<IpAddr>,
     pub further_names: Vec<String>,
     pub service_cidr: ServiceCidr,
+    /// How long the certificates are good that processes renew by themselves: the primary's own, and those of nodes.
+    pub certificate_lifetime: Duration,
     /// What pods are given that do not say how long they stay on a node in trouble.
     pub tolerations: Tolerations,
 }
@@ -103,7 +105,7 @@ impl fmt::Debug for Server {
 impl Server {
     /// Makes or reads the keys, and makes the objects that every cluster has.
     pub async fn open(config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
-        let pki = Arc::new(Pki::open(&config.dir.join("pki"))?);
+        let pki = Arc::new(Pki::open(&config.dir.join("pki"), config.certificate_lifetime)?);
         let mut addresses = vec![
             IpAddr::from([127, 0, 0, 1]),
             IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
@@ -239,15 +241,15 @@ async fn connection(server: &Server, stream: TcpStream, stopping: CancellationTo
     let handshake = TlsAcceptor::from(server.tls.clone()).accept(stream);
     let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await??;
     let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let identity = certificate.and_then(certificate_identity).map(CertificateIdentity);
+    let proof = certificate.and_then(Proof::of_certificate);
     let state = server.state.clone();
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (state, identity) = (state.clone(), identity.clone());
+        let (state, proof) = (state.clone(), proof.clone());
         async move {
             let mut request =
                 request.map(|body| body.map_err(|error| BodyError(error.into())).boxed_unsync());
-            if let Some(identity) = identity {
-                request.extensions_mut().insert(identity);
+            if let Some(proof) = proof {
+                request.extensions_mut().insert(proof);
             }
             Ok::<_, Infallible>(router::handle(state, request).await)
         }
@@ -292,7 +294,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut request: Request<RequestBody> =
             request.map(|body| body.map_err(|error| BodyError(error.into())).boxed_unsync());
-        request.extensions_mut().insert(CertificateIdentity(self.identity.clone()));
+        request.extensions_mut().insert(Proof::in_process(self.identity.clone()));
         let state = self.state.clone();
         Box::pin(async move { Ok(router::handle(state, request).await) })
     }

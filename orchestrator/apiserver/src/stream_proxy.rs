@@ -47,8 +47,8 @@ pub(crate) struct Kubelets {
 
 impl Kubelets {
     pub(crate) fn new(pki: &Arc<Pki>) -> Result<Self, pki::Error> {
-        let pki = pki.clone();
-        Ok(Self { tls: Renewed::new(move || client_config(&pki))? })
+        let issuer = pki.clone();
+        Ok(Self { tls: Renewed::new(pki, move || client_config(&issuer))? })
     }
 }
 

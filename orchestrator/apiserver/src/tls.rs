@@ -15,7 +15,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::pki::{self, CLIENT_LIFETIME, Pki};
+use crate::pki::{self, Pki};
 
 /// The names that clients in the cluster and on the machine use.
 const NAMES: &[&str] = &[
@@ -42,23 +42,24 @@ impl Names {
 
 /// Something made from a certificate, made anew when a third of the certificate's life is left.
 pub(crate) struct Renewed<T> {
+    lifetime: Duration,
     make: Box<dyn Fn() -> Result<Arc<T>, pki::Error> + Send + Sync>,
     current: ArcSwap<(Instant, Arc<T>)>,
 }
 
-const RENEW_AFTER: Duration = Duration::from_secs(CLIENT_LIFETIME.as_secs() / 3 * 2);
-
 impl<T> Renewed<T> {
+    /// `make` issues from these keys.
     pub(crate) fn new(
+        pki: &Pki,
         make: impl Fn() -> Result<Arc<T>, pki::Error> + Send + Sync + 'static,
     ) -> Result<Self, pki::Error> {
         let current = ArcSwap::from_pointee((Instant::now(), make()?));
-        Ok(Self { make: Box::new(make), current })
+        Ok(Self { lifetime: pki.lifetime, make: Box::new(make), current })
     }
 
     pub(crate) fn get(&self) -> Arc<T> {
         let current = self.current.load();
-        if current.0.elapsed() > RENEW_AFTER {
+        if current.0.elapsed() > self.lifetime / 3 * 2 {
             match (self.make)() {
                 // Two at once may both make one; either is good.
                 Ok(fresh) => self.current.store(Arc::new((Instant::now(), fresh))),
@@ -102,10 +103,8 @@ pub(crate) fn server_config(pki: &Arc<Pki>, names: Names) -> Result<Arc<ServerCo
         .allow_unauthenticated()
         .build()
         .map_err(|error| failed(rustls::Error::General(error.to_string())))?;
-    let serving = Renewed::new({
-        let pki = pki.clone();
-        move || issue(&pki, &names)
-    })?;
+    let issuer = pki.clone();
+    let serving = Renewed::new(pki, move || issue(&issuer, &names))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+use pith_apiserver::pki::CLIENT_LIFETIME;
 use pith_apiserver::{ServiceCidr, Tolerations};
 use pith_controllers::Cidr;
 use pith_image::Reference;
@@ -102,13 +103,13 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) outside: Option<String>,
     #[command(flatten)]
-    pub(crate) graces: GraceArgs,
+    pub(crate) times: TimeArgs,
 }
 
-/// How soon the pods of a silent replica are replaced. The names are those of kube-controller-manager and
-/// kube-apiserver.
+/// How soon the pods of a silent replica are replaced, and how long certificates are good. The names are those of
+/// kube-controller-manager and kube-apiserver.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct GraceArgs {
+pub(crate) struct TimeArgs {
     /// Time without a lease after which a replica counts as lost, such as 40s [default: 40s].
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub(crate) node_monitor_grace_period: Option<u64>,
@@ -118,12 +119,20 @@ pub(crate) struct GraceArgs {
     /// How long pods stay on a replica that is lost, where they do not say it themselves [default: 300].
     #[arg(long, value_name = "SECONDS")]
     pub(crate) default_unreachable_toleration_seconds: Option<u32>,
+    /// How long the certificates are good that replicas and the primary renew by themselves [default: 8760h].
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[serde(default)]
+    pub(crate) cluster_signing_duration: Option<u64>,
 }
 
-impl GraceArgs {
+impl TimeArgs {
     pub(crate) fn lease(&self) -> Duration {
         self.node_monitor_grace_period
             .map_or(pith_controllers::Options::default().lease_grace, Duration::from_secs)
+    }
+
+    pub(crate) fn certificate_lifetime(&self) -> Duration {
+        self.cluster_signing_duration.map_or(CLIENT_LIFETIME, Duration::from_secs)
     }
 
     pub(crate) fn tolerations(&self) -> Tolerations {
@@ -144,6 +153,7 @@ impl GraceArgs {
             default_unreachable_toleration_seconds: self
                 .default_unreachable_toleration_seconds
                 .or(before.default_unreachable_toleration_seconds),
+            cluster_signing_duration: self.cluster_signing_duration.or(before.cluster_signing_duration),
         }
     }
 
@@ -155,7 +165,8 @@ impl GraceArgs {
         };
         let not_ready = toleration("not-ready", self.default_not_ready_toleration_seconds);
         let unreachable = toleration("unreachable", self.default_unreachable_toleration_seconds);
-        period.into_iter().chain(not_ready).chain(unreachable)
+        let signing = self.cluster_signing_duration.map(|s| format!("--cluster-signing-duration={s}s"));
+        period.into_iter().chain(not_ready).chain(unreachable).chain(signing)
     }
 }
 
@@ -233,7 +244,7 @@ pub(crate) struct PrimaryArgs {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) gateway_bpf_dir: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) graces: GraceArgs,
+    pub(crate) times: TimeArgs,
 }
 
 #[derive(Args)]
@@ -370,9 +381,9 @@ mod tests {
     }
 
     #[test]
-    fn graces_reach_the_primary_and_are_kept() {
+    fn times_reach_the_primary_and_are_kept() {
         let up = |flags: &[&str]| match Cli::try_parse_from(["pith", "up"].iter().chain(flags)) {
-            Ok(Cli { command: Command::Up(args), .. }) => args.graces,
+            Ok(Cli { command: Command::Up(args), .. }) => args.times,
             _ => panic!("{flags:?} are flags of up"),
         };
         let first = up(&["--node-monitor-grace-period=1m", "--default-not-ready-toleration-seconds=5"]);
@@ -382,7 +393,7 @@ mod tests {
         assert_eq!(flags, ["--node-monitor-grace-period=9s", "--default-not-ready-toleration-seconds=5"]);
         let primary =
             Cli::try_parse_from(["pith", "primary"].into_iter().chain(flags.iter().map(String::as_str)));
-        assert!(matches!(primary, Ok(Cli { command: Command::Primary(args), .. }) if args.graces == second));
-        assert_eq!(GraceArgs::default().lease(), Duration::from_secs(40));
+        assert!(matches!(primary, Ok(Cli { command: Command::Primary(args), .. }) if args.times == second));
+        assert_eq!(TimeArgs::default().lease(), Duration::from_secs(40));
     }
 }

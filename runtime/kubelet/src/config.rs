@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use crate::network::PodNetwork;
 
 #[derive(Debug, Clone)]
@@ -81,6 +83,6 @@ pub struct Deps {
     pub network: Arc<dyn PodNetwork>,
     /// The `pith-podd` program.
     pub podd: PathBuf,
-    /// Without it, nothing is served on port 10250.
-    pub serving: Option<Serving>,
+    /// The newest; connections made from then on get it. Without any, nothing is served on port 10250.
+    pub serving: Option<watch::Receiver<Serving>>,
 }

@@ -88,7 +88,7 @@ impl Kubelet {
         });
         let cells = watch::Sender::new(HashMap::new());
         let (_local, local) = mpsc::channel(LOCAL_PODS_MAX);
-        if let Some(serving) = &deps.serving {
+        if let Some(serving) = deps.serving {
             let server = Server::bind(context.clone(), serving, cells.subscribe()).await?;
             tasks.spawn(server.run(stop.clone()));
         }

@@ -54,6 +54,7 @@ impl World {
             further_addresses: Vec::new(),
             further_names: Vec::new(),
             service_cidr: "10.96.0.0/16".parse()?,
+            certificate_lifetime: pith_apiserver::pki::CLIENT_LIFETIME,
             tolerations: Default::default(),
         };
         let server = Server::open(config, store).await?;

@@ -21,7 +21,7 @@ use pith_kubelet::{Config, Deps, Kubelet, KubeletError, NetworkError, PodId, Pod
 use pith_network::pods::PodNet;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::image;
@@ -92,6 +92,7 @@ impl Node {
             further_addresses: vec![],
             further_names: vec![],
             service_cidr: "10.96.0.0/16".parse().expect("a range"),
+            certificate_lifetime: pith_apiserver::pki::CLIENT_LIFETIME,
             tolerations: Default::default(),
         };
         let server = Server::open(config, Arc::new(store)).await.expect("the server opens");
@@ -161,7 +162,7 @@ impl Node {
             images: self.images.clone(),
             network: self.network.clone(),
             podd: self.podd.clone(),
-            serving: Some(self.serving()),
+            serving: Some(watch::Sender::new(self.serving()).subscribe()),
         };
         let kubelet = tokio::spawn(Kubelet::run(self.config(), deps, stop.clone()));
         self.kubelet = Some((stop, kubelet));

@@ -39,7 +39,7 @@ pub(super) fn create(call: &Call, object: &mut Value) -> Result<(), ApiError> {
         lifetime: spec["expirationSeconds"].as_u64().map(Duration::from_secs),
         request_pem: &request,
     };
-    let Some(decision) = decide(&call.state.pki.authority, &application) else { return Ok(()) };
+    let Some(decision) = decide(&call.state.pki, &application) else { return Ok(()) };
     let now = pith_api::time::seconds(jiff::Timestamp::now());
     let condition = |kind: &str, reason: &str, message: &str| {
         json!({

@@ -72,7 +72,7 @@ impl Profile {
     }
 
     fn params(&self) -> Result<CertificateParams, rcgen::Error> {
-        let mut params = validity(self.lifetime);
+        let mut params = valid_for(self.lifetime);
         let mut subject = DistinguishedName::new();
         if let Some(organization) = &self.organization {
             subject.push(DnType::OrganizationName, organization.as_str());
@@ -90,12 +90,18 @@ impl Profile {
     }
 }
 
-/// From an hour ago, for clocks that disagree, until the lifetime is over.
-fn validity(lifetime: Duration) -> CertificateParams {
+/// For clocks that disagree a certificate is good for a while before it was made, within reason for one of a short
+/// life: what is left of its life is then known from itself.
+fn backdated(lifetime: Duration) -> Duration {
+    (lifetime / 10).min(Duration::from_secs(3600))
+}
+
+/// From a bit ago until the lifetime is over.
+fn valid_for(lifetime: Duration) -> CertificateParams {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let epoch = date_time_ymd(1970, 1, 1);
     let mut params = CertificateParams::default();
-    params.not_before = epoch + now.saturating_sub(Duration::from_secs(3600));
+    params.not_before = epoch + now.saturating_sub(backdated(lifetime));
     params.not_after = epoch + now + lifetime;
     params
 }
@@ -175,7 +181,7 @@ pub(super) fn key_hash(subject_public_key_info: &[u8]) -> String {
 }
 
 fn authority_params(lifetime: Duration) -> CertificateParams {
-    let mut params = validity(lifetime.max(DAY));
+    let mut params = valid_for(lifetime.max(DAY));
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, "pith");
     params.distinguished_name = subject;

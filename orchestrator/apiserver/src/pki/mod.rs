@@ -11,6 +11,7 @@ pub mod join;
 mod kubeconfig;
 pub mod request;
 pub mod token;
+mod validity;
 
 use std::{
     net::IpAddr,
@@ -22,12 +23,13 @@ use self::files::Access;
 pub use self::{
     authority::{Authority, Issued, Profile},
     kubeconfig::kubeconfig,
+    validity::Validity,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// kubeadm's lifetimes are 10 years and 1 year as well.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// What pith's own processes use; they renew in time.
+/// Unless the cluster is opened with another: what pith's own processes use; they renew in time.
 pub const CLIENT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Nothing renews the administrator's kubeconfig while nobody looks, so it lasts as long as the authority.
 const ADMIN_LIFETIME: Duration = AUTHORITY_LIFETIME;
@@ -71,13 +73,15 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Pki {
     pub authority: Authority,
+    /// Of the certificates that renew themselves: the primary's own and those of nodes.
+    pub(crate) lifetime: Duration,
     /// PKCS#8 of the key that signs ServiceAccount tokens (ECDSA P-256).
     pub(crate) token_key: rcgen::KeyPair,
 }
 
 impl Pki {
-    /// Reads the cluster's keys from `dir`, or makes them.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
+    /// Reads the cluster's keys from `dir`, or makes them. What is issued to processes is good for `lifetime`.
+    pub fn open(dir: &Path, lifetime: Duration) -> Result<Self, Error> {
         files::make_dir(dir)?;
         let authority = Authority::open(&dir.join("ca.crt"), &dir.join("ca.key"), AUTHORITY_LIFETIME)?;
         let path = dir.join("sa.key");
@@ -89,7 +93,7 @@ impl Pki {
                 key
             }
         };
-        Ok(Self { authority, token_key })
+        Ok(Self { authority, lifetime, token_key })
     }
 
     /// The administrator's client certificate.
@@ -99,15 +103,11 @@ impl Pki {
 
     /// What the primary shows to kubelets when it fetches logs or opens streams.
     pub fn kubelet_client(&self) -> Result<Issued, Error> {
-        self.authority.issue(&Profile::client(
-            "kube-apiserver-kubelet-client",
-            Some(MASTERS),
-            CLIENT_LIFETIME,
-        ))
+        self.authority.issue(&Profile::client("kube-apiserver-kubelet-client", Some(MASTERS), self.lifetime))
     }
 
     /// What the primary shows to its clients.
     pub fn server(&self, names: &[String], addresses: &[IpAddr]) -> Result<Issued, Error> {
-        self.authority.issue(&Profile::server("kube-apiserver", None, names, addresses, CLIENT_LIFETIME))
+        self.authority.issue(&Profile::server("kube-apiserver", None, names, addresses, self.lifetime))
     }
 }

@@ -13,7 +13,7 @@ use rcgen::{
 };
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer};
 
-use super::{Authority, CLIENT_LIFETIME, Error, Profile, authority};
+use super::{Authority, Error, Pki, Profile, authority};
 
 pub const NODE_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const KUBELET_SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
@@ -60,6 +60,7 @@ pub struct Application<'a> {
     pub requester: &'a str,
     pub requester_groups: &'a [String],
     pub usages: &'a [String],
+    /// The longest that is wanted.
     pub lifetime: Option<Duration>,
     pub request_pem: &'a str,
 }
@@ -75,19 +76,22 @@ struct Content {
 
 /// Signs a request if its signer approves such requests by itself; `None` for signers that are not ours, whose
 /// requests wait for somebody else.
-pub fn decide(authority: &Authority, application: &Application<'_>) -> Option<Result<String, Error>> {
+pub fn decide(pki: &Pki, application: &Application<'_>) -> Option<Result<String, Error>> {
     let usage = match application.signer {
         NODE_CLIENT_SIGNER => ExtendedKeyUsagePurpose::ClientAuth,
         KUBELET_SERVING_SIGNER => ExtendedKeyUsagePurpose::ServerAuth,
         _ => return None,
     };
-    Some(sign(authority, application, usage))
+    // Upstream's bound holds for what is asked for, not for what a cluster is set up with.
+    let wanted = application.lifetime.map_or(pki.lifetime, |wanted| wanted.max(MIN_LIFETIME));
+    Some(sign(&pki.authority, application, usage, wanted.min(pki.lifetime)))
 }
 
 fn sign(
     authority: &Authority,
     application: &Application<'_>,
     usage: ExtendedKeyUsagePurpose,
+    lifetime: Duration,
 ) -> Result<String, Error> {
     let refused = |why: &str| Err(Error::Request(why.to_owned()));
     let content = read(application.request_pem)?;
@@ -128,7 +132,6 @@ fn sign(
     if !wanted(extended) || !wanted("digital signature") || wanted(other) {
         return Err(Error::Request(format!("the usages must be digital signature and {extended}")));
     }
-    let lifetime = application.lifetime.unwrap_or(CLIENT_LIFETIME).clamp(MIN_LIFETIME, CLIENT_LIFETIME);
     let profile = Profile {
         common_name: format!("{NODE_PREFIX}{node}"),
         organization: Some(NODES.to_owned()),

@@ -29,6 +29,7 @@ pub fn config(dir: &Path, advertise: SocketAddr) -> Config {
         further_addresses: Vec::new(),
         further_names: Vec::new(),
         service_cidr: "10.96.0.0/16".parse().expect("a range"),
+        certificate_lifetime: pith_apiserver::pki::CLIENT_LIFETIME,
         tolerations: Default::default(),
     }
 }

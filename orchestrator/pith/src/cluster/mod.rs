@@ -20,7 +20,7 @@ use pith_network::names::ClusterName;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ClusterArgs, DEFAULT_DIR, GraceArgs};
+use crate::cli::{ClusterArgs, DEFAULT_DIR, TimeArgs};
 
 pub(crate) mod down;
 pub(crate) mod process;
@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     pub(crate) port: u16,
     pub(crate) replicas: u16,
     #[serde(default)]
-    pub(crate) graces: GraceArgs,
+    pub(crate) times: TimeArgs,
     /// What `--outside` said.
     #[serde(default = "outside_by_default")]
     pub(crate) outside: String,
@@ -195,7 +195,7 @@ mod tests {
             service_cidr: "10.96.0.0/16".parse().expect("a network"),
             port: 6443,
             replicas: 3,
-            graces: GraceArgs::default(),
+            times: TimeArgs::default(),
             outside: "none".into(),
         };
         mine.save(&settings).expect("saved");

@@ -114,7 +114,7 @@ fn settle(
             service_cidr: args.service_cidr,
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
-            graces: args.graces.clone(),
+            times: args.times.clone(),
             outside: args.outside.clone().unwrap_or_else(outside_by_default),
         });
     };
@@ -138,7 +138,7 @@ fn settle(
         );
     }
     settings.replicas = args.replicas;
-    settings.graces = args.graces.or(&settings.graces);
+    settings.times = args.times.or(&settings.times);
     if let Some(outside) = &args.outside {
         settings.outside.clone_from(outside);
     }
@@ -217,7 +217,7 @@ async fn start_primary(
     command.arg("primary").arg("--dir").arg(cluster.primary_dir());
     command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr.to_string()]);
     command.args(["--service-cidr", &settings.service_cidr.to_string()]);
-    command.args(settings.graces.flags());
+    command.args(settings.times.flags());
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());
     command.arg("--listen").arg(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port)).to_string());

@@ -51,7 +51,8 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
         further_addresses: args.listen.iter().map(SocketAddr::ip).collect(),
         further_names: Vec::new(),
         service_cidr: args.service_cidr,
-        tolerations: args.graces.tolerations(),
+        certificate_lifetime: args.times.certificate_lifetime(),
+        tolerations: args.times.tolerations(),
     };
     let store = Embedded::open(&args.dir.join("store")).context("open the store")?;
     let server = Server::open(config, Arc::new(store)).await.context("open the API server")?;
@@ -59,7 +60,7 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
     let options = Options {
         cluster_cidr: Some(args.pod_cidr),
         root_ca: Some(server.pki().authority.certificate_pem().to_owned()),
-        lease_grace: args.graces.lease(),
+        lease_grace: args.times.lease(),
         ..Options::default()
     };
     let controllers = server.client(Identity::controllers());

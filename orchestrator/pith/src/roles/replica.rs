@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use kube::Client;
 use pith_cgroup::{Cgroup, Hierarchy};
 use pith_kubelet::{Config, Deps, Kubelet, Serving};
 use pith_proxy::{Cidr, Datapath, NodeIdentity};
+use tokio::sync::watch;
 
+use super::credentials::{self, Kept, Member, Source};
 use super::pod_network::{Place, ReplicaNetwork};
+use super::renewal::Renewal;
 use super::tasks::Tasks;
-use super::{cancelled_by_signals, credentials, notify_ready, surroundings, uplink};
+use super::{cancelled_by_signals, client_from, notify_ready, surroundings, uplink};
 use crate::cli::ReplicaArgs;
 use crate::doctor;
 use crate::machine::require_root;
@@ -48,7 +52,8 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let datapath = open_datapath(&args, &uplink, address)?;
-    let (client, serving) = credentials::obtain(source, &args.dir, &node, address.into()).await?;
+    let member = Member { node: node.clone(), address: address.into() };
+    let (client, serving) = access(source, &args.dir, member, &tasks).await?;
     let images = pith_image::Store::open(args.dir.join("images"))?;
     let identity = NodeIdentity::new(node.as_str());
     tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
@@ -61,22 +66,32 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
         cluster_cidr: args.cluster_cidr.map(Into::into),
         tasks: tasks.clone(),
     });
-    let deps = Deps {
-        client,
-        images,
-        network: Arc::new(network),
-        podd: podd_program()?,
-        serving: serving.map(|serving| Serving {
-            certificate: serving.certificate,
-            key: serving.key,
-            client_ca: serving.authority,
-        }),
-    };
+    let deps = Deps { client, images, network: Arc::new(network), podd: podd_program()?, serving };
     let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
     config.max_pods = args.max_pods;
     tasks.start("kubelet", Kubelet::run(config, deps, tasks.cancel()));
     notify_ready();
     tasks.finish().await
+}
+
+/// A client for the API, and what the kubelet's server shows. Certificates from joining are renewed from here on; those
+/// in a kubeconfig of the user's are the user's to renew, and come without any for a server.
+async fn access(
+    source: Source<'_>,
+    dir: &Path,
+    member: Member,
+    tasks: &Tasks,
+) -> Result<(Client, Option<watch::Receiver<Serving>>)> {
+    let dir = dir.join("credentials");
+    let kept = match source {
+        Source::Kubeconfig(path) => return Ok((client_from(path).await?, None)),
+        Source::Kept => Kept::read(&dir)?,
+        Source::Join { server, token } => Kept::join(&dir, server, &token, &member).await?,
+    };
+    let renewal = Renewal::new(kept, member).await?;
+    let access = (renewal.client(), Some(renewal.serving()));
+    tasks.start("certificates", renewal.run(tasks.cancel()));
+    Ok(access)
 }
 
 /// Programs and maps come before everything else: pods adopted from a former process never miss a Service.

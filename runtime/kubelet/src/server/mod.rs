@@ -34,6 +34,7 @@ use crate::{
     config::Serving,
     context::{Context, PodCell},
     desired::PodUid,
+    network::chain,
     observed::ContainerId,
 };
 
@@ -57,6 +58,8 @@ pub enum ServerError {
 pub(crate) struct Server {
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    /// What `acceptor` is made from.
+    serving: watch::Receiver<Serving>,
     node: Arc<Context>,
     cells: Cells,
 }
@@ -94,18 +97,18 @@ impl Sessions {
 impl Server {
     pub(crate) async fn bind(
         node: Arc<Context>,
-        serving: &Serving,
+        mut serving: watch::Receiver<Serving>,
         cells: Cells,
     ) -> Result<Self, ServerError> {
         let address = node.config.listen;
-        let acceptor = TlsAcceptor::from(Arc::new(tls::config(serving)?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls::config(&serving.borrow_and_update())?));
         let listen = TcpListener::bind(address).await;
         let listener = listen.map_err(|source| ServerError::Listen { address, source })?;
-        Ok(Self { listener, acceptor, node, cells })
+        Ok(Self { listener, acceptor, serving, node, cells })
     }
 
     /// Answers until `stop`, which also ends every connection.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         let sessions = Sessions { tracker: TaskTracker::new(), stop: stop.clone() };
         loop {
@@ -125,11 +128,20 @@ impl Server {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
+                Ok(()) = self.serving.changed() => self.renew_certificate(),
                 Some(_) = connections.join_next() => {}
             }
         }
         sessions.tracker.close();
         sessions.tracker.wait().await;
+    }
+
+    /// For connections from now on; those that there are keep what they were made with.
+    fn renew_certificate(&mut self) {
+        match tls::config(&self.serving.borrow_and_update()) {
+            Ok(config) => self.acceptor = TlsAcceptor::from(Arc::new(config)),
+            Err(error) => tracing::warn!(error = chain(&error), "the server keeps its certificate"),
+        }
     }
 }
 
