@@ -33,6 +33,8 @@ fn a_killed_replica_process_comes_back_to_its_containers() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let Some(kubectl) = start_web(&cluster) else { return };
     let before = containers(&kubectl);
+    let memory = pod_mounts(&cluster);
+    assert!(memory.len() <= 2, "one a replica, or none where /run is in memory: {memory:?}");
     cluster.kill_replica("replica-1");
     let reply = cluster.pith(&["up", "--detach", "--replicas", "2"]);
     assert!(reply.ok, "{}", reply.stderr);
@@ -44,7 +46,20 @@ fn a_killed_replica_process_comes_back_to_its_containers() {
     for (pod, container) in &before {
         assert_eq!(after.get(pod), Some(container), "{pod} was restarted");
     }
+    assert_eq!(pod_mounts(&cluster), memory, "what is in memory is found again");
+    for replica in ["replica-1", "replica-2"] {
+        let pods = format!("/run/pith/{}/{replica}/pods", cluster.name);
+        let kind = nix::sys::statfs::statfs(pods.as_str()).expect("it is there").filesystem_type();
+        assert_eq!(kind, nix::sys::statfs::TMPFS_MAGIC, "Secrets are on no disk");
+    }
     cluster.down();
+}
+
+/// Mounts of this cluster's pods that everybody on the machine sees.
+fn pod_mounts(cluster: &Cluster) -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("readable");
+    let ours = format!(" /run/pith/{}/", cluster.name);
+    mounts.lines().filter(|line| line.contains(&ours)).map(str::to_owned).collect()
 }
 
 #[test]

@@ -56,6 +56,7 @@ pub(crate) fn stop(cluster: &Cluster) -> Vec<anyhow::Error> {
     keep(remove_cgroups(cluster));
     keep(remove_pins(cluster));
     keep(remove_network(cluster));
+    keep(unmount_below(&cluster.run_dir()));
     keep(remove_tree(&cluster.run_dir()));
     failures
 }
@@ -144,6 +145,18 @@ fn remove_state(cluster: &Cluster) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A replica's pods may be on a tmpfs.
+fn unmount_below(dir: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    for point in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(point).starts_with(dir) {
+            // Also where somebody's shell stands in it: it is gone from here, and with the shell for good.
+            unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmount {point}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

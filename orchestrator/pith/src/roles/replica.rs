@@ -30,18 +30,19 @@ const WORKER_THREADS: usize = 2;
 pub(crate) fn run(args: ReplicaArgs) -> Result<()> {
     require_root("replica")?;
     doctor::require()?;
+    let source = credentials::source(&args)?;
+    surroundings::keep_pods_in_memory(&args.run_dir)?;
     let host_netns = surroundings::enter(args.netns.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()
         .context("start tokio")?;
-    runtime.block_on(serve(args, host_netns))
+    runtime.block_on(serve(&args, source, host_netns))
 }
 
-async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
+async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> Result<()> {
     let tasks = Tasks::new(cancelled_by_signals()?);
-    let source = credentials::source(&args)?;
     let node = args.node_name.clone().map_or_else(crate::machine::hostname, Ok)?;
     let uplink = args.uplink.clone().map_or_else(uplink::of_default_route, Ok)?;
     let address = match args.node_ip {
@@ -51,7 +52,7 @@ async fn serve(args: ReplicaArgs, host_netns: OwnedFd) -> Result<()> {
     for dir in [&args.dir, &args.run_dir, &args.bpf_dir] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let datapath = open_datapath(&args, &uplink, address)?;
+    let datapath = open_datapath(args, &uplink, address)?;
     let member = Member { node: node.clone(), address: address.into() };
     let (client, serving) = access(source, &args.dir, member, &tasks).await?;
     let images = pith_image::Store::open(args.dir.join("images"))?;
