@@ -75,6 +75,21 @@ pub struct Fragment {
     pub dst_be: u32,
 }
 
+/// Words of AT_PODS: whether the programs at pods' links have anything to do. Most of the time they have not,
+/// and then a packet between pods costs them hardly more than the question.
+pub struct AtPods;
+
+impl AtPods {
+    /// A mark that every flow that begins at a pod's link replaces by another, at random: programs cannot
+    /// count together.
+    pub const BEGUN: u32 = 0;
+    /// The mark that stood when user space last found none of those flows left.
+    pub const SETTLED: u32 = 1;
+    /// Whether any backend is remembered as gone ([`crate::Scope::GONE`]).
+    pub const GONE: u32 = 2;
+    pub const WORDS: u32 = 3;
+}
+
 /// Where a program sees a packet.
 pub struct Hook;
 
@@ -93,6 +108,8 @@ impl FlowFlags {
     pub const SOURCE: u8 = 1;
     /// The destination of forward packets becomes a backend.
     pub const DESTINATION: u8 = 2;
+    /// It began at a pod's link, and its replies are undone there.
+    pub const AT_POD: u8 = 4;
 }
 
 /// Life of a flow. Transitions are in `pith_core::flow`.

@@ -15,6 +15,7 @@
 //! SOURCES    service, range ► 1                        longest prefix, who may use a Service
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
 //! CARRY      words ► bit matrix                        array, for checksums of SCTP
+//! AT_PODS    AtPods   ──► count                        array, what there is to do at pods' links
 //! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
 //! NODE       0        ──► NodeConfig                   array of one
 //! REASONS    Reason   ──► count a CPU                  per-CPU array
@@ -28,7 +29,7 @@ mod reason;
 mod service;
 mod socket;
 
-pub use flow::{Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Tuple};
+pub use flow::{AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Tuple};
 pub use node::{NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
@@ -38,7 +39,7 @@ pub use service::{
 pub use socket::{PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -56,10 +57,11 @@ pub mod map_name {
     pub const SOURCES: &str = "SOURCES";
     pub const FRAGMENTS: &str = "FRAGMENTS";
     pub const CARRY: &str = "CARRY";
+    pub const AT_PODS: &str = "AT_PODS";
 
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS, SOURCES,
-        FRAGMENTS, CARRY,
+        FRAGMENTS, CARRY, AT_PODS,
     ];
 }
 

@@ -70,6 +70,8 @@ pub struct Memory {
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub flows: RefCell<HashMap<Tuple, Flow>>,
     pub forwards: RefCell<HashMap<Tuple, Tuple>>,
+    /// Flows that began at pods' links and have not been found to be over.
+    pub pod_flows: Cell<u64>,
     /// How many flows the table may hold; 0 is no limit.
     pub max_flows: usize,
     /// What chance brings next; then a simple sequence.
@@ -206,6 +208,18 @@ impl Tables for Memory {
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded> {
         self.forwards.borrow_mut().insert(*forward, *key);
         Ok(())
+    }
+
+    fn pods_have_flows(&self) -> bool {
+        self.pod_flows.get() > 0
+    }
+
+    fn pod_flow_begun(&self) {
+        self.pod_flows.update(|flows| flows + 1);
+    }
+
+    fn any_gone(&self) -> bool {
+        self.frontends.borrow().keys().any(|frontend| frontend.scope == Scope::GONE)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

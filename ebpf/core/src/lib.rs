@@ -115,6 +115,13 @@ pub trait Tables {
     /// Adds or replaces.
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded>;
 
+    /// Whether a flow that began at a pod's link may be left.
+    fn pods_have_flows(&self) -> bool;
+    /// Such a flow is in the tables now.
+    fn pod_flow_begun(&self);
+    /// Whether any backend is remembered as gone.
+    fn any_gone(&self) -> bool;
+
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 

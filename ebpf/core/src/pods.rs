@@ -48,6 +48,10 @@ pub fn from_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if header.later_fragment {
         return later(packet, tables, &header, Hook::FROM_POD);
     }
+    // Most packets by far, and none of them is translated at a link.
+    if node.is_pod(header.dst_be) && !tables.any_gone() {
+        return PASS;
+    }
     let Some(Transport::Flow { tuple, tcp_flags }) = header.transport(packet) else { return PASS };
     let Some(asked) = asked(tables, node, &tuple) else { return PASS };
     match resolve(tables, node, &tuple, tcp_flags, asked) {
@@ -65,6 +69,9 @@ pub fn from_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 /// A packet goes to a pod.
 #[inline(always)]
 pub fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    if !tables.pods_have_flows() {
+        return PASS;
+    }
     let Some(node) = tables.node() else { return PASS };
     let Some(header) = Header::parse(packet) else { return PASS };
     if header.later_fragment {
@@ -132,8 +139,12 @@ fn resolve<T: Tables>(
     if let Some(forward) = flow::reply(tables, tuple, tcp_flags) {
         return Ok((forward.reversed(), Reason::FlowReply));
     }
-    let start = first_packet(tables, node, tuple, tcp_flags, asked)?;
-    begin(tables, node, tuple, &start)
+    let mut start = first_packet(tables, node, tuple, tcp_flags, asked)?;
+    start.flags |= FlowFlags::AT_POD;
+    let begun = begin(tables, node, tuple, &start)?;
+    // Afterwards, so that who finds no flow before this can tell that one has begun since.
+    tables.pod_flow_begun();
+    Ok(begun)
 }
 
 /// Where the first packet of a flow is led.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
+    Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
     NodeClass, NodeConfig, Peers, REASON_COUNT, Reason, Service, SourceKey, Tuple, default_limit,
 };
 use pith_core::{
@@ -42,6 +42,8 @@ static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { default_limit::FRAGMENTS a
 #[btf_map]
 pub(crate) static CARRY: Array<Carry, { CARRIES }> = Array::new();
 #[btf_map]
+static AT_PODS: Array<u64, { AtPods::WORDS as usize }> = Array::new();
+#[btf_map]
 static NODES: HashMap<u32, NodeClass, { default_limit::NODES as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static NODE: Array<NodeConfig, 1> = Array::new();
@@ -56,6 +58,12 @@ pub(crate) fn count(reason: Reason) {
         // store may lose one count, which a counter of reasons can bear.
         unsafe { *counter += 1 };
     }
+}
+
+#[inline(always)]
+fn at_pods(word: u32) -> u64 {
+    // SAFETY: array elements are never freed; one word, so it is whole.
+    AT_PODS.get_ptr(word).map_or(0, |count| unsafe { ptr::read_volatile(count) })
 }
 
 /// The maps as the core asks for them.
@@ -178,6 +186,25 @@ impl Tables for Maps {
     #[inline(always)]
     fn serves_source(&self, service: u32, addr_be: u32) -> bool {
         SOURCES.get(&lpm_trie::Key::new(64, SourceKey { service, addr_be })).is_some()
+    }
+
+    #[inline(always)]
+    fn pods_have_flows(&self) -> bool {
+        at_pods(AtPods::BEGUN) != at_pods(AtPods::SETTLED)
+    }
+
+    #[inline(always)]
+    fn pod_flow_begun(&self) {
+        let mark = (u64::from(self.random()) << 32) | u64::from(self.random());
+        if let Some(begun) = AT_PODS.get_ptr_mut(AtPods::BEGUN) {
+            // SAFETY: array elements are never freed; one word, so it is written whole.
+            unsafe { ptr::write_volatile(begun, mark) };
+        }
+    }
+
+    #[inline(always)]
+    fn any_gone(&self) -> bool {
+        at_pods(AtPods::GONE) != 0
     }
 
     #[inline(always)]

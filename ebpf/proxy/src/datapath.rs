@@ -307,7 +307,13 @@ impl Datapath {
             serves(service, SocketAddrV4::new(address, u16::from_be(port_be)))
         };
         let failed = |source| MapAccess::Kernel { map: map_name::FLOWS, source };
-        Ok(flows::collect(&mut self.maps, flows::now_ns(), serves).map_err(failed)?)
+        // Before the flows are looked through: of what begins meanwhile nothing is said.
+        let mark = self.maps.last_pod_flow()?;
+        let collected = flows::collect(&mut self.maps, flows::now_ns(), serves).map_err(failed)?;
+        if collected.at_pods == 0 {
+            self.maps.settle_pod_flows(mark)?;
+        }
+        Ok(collected)
     }
 
     /// Says what an address that is no node's is for: Services are reached there from outside, and this node

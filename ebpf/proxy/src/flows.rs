@@ -23,6 +23,8 @@ pub struct Collected {
     pub ended: usize,
     /// Indexes that led nowhere.
     pub orphans: usize,
+    /// Of those that go on, the ones that began at pods' links.
+    pub at_pods: usize,
 }
 
 /// Removes what is over at `now_ns`, on the clock of `bpf_ktime_get_ns`.
@@ -43,6 +45,7 @@ pub(crate) fn collect(
             ended.push((key, flow.forward));
         } else {
             collected.live += 1;
+            collected.at_pods += usize::from(flow.flags & FlowFlags::AT_POD != 0);
         }
     }
     for (key, forward) in ended {

@@ -112,7 +112,7 @@ impl Gone {
             }
             self.remember(maps, place, FrontendTarget::NO_SERVICE)?;
         }
-        Ok(())
+        self.tell(maps)
     }
 
     /// A round has passed.
@@ -160,6 +160,10 @@ impl Gone {
         if self.places.len() >= MAX {
             self.give_way(maps)?;
         }
+        // Before the first: programs do not look otherwise.
+        if self.is_empty() {
+            maps.set_any_gone(true)?;
+        }
         match maps.set_frontend(&place, FrontendTarget::new(&place, index)) {
             // Services come first: without room, clients find out by themselves.
             Err(MapAccess::Full { .. }) => return Ok(()),
@@ -177,14 +181,25 @@ impl Gone {
     fn forget(&mut self, maps: &mut impl ServiceMaps, place: &Frontend) -> Result<(), MapAccess> {
         if self.adopted.contains(place) {
             self.adopted.retain(|adopted| adopted != place);
-            return maps.remove_frontend(place);
+            maps.remove_frontend(place)?;
+            return self.tell(maps);
         }
         if let Some(remembered) = self.places.get(place) {
             maps.remove_frontend(place)?;
             self.by_age.remove(&remembered.sequence);
             self.places.remove(place);
+            self.tell(maps)?;
         }
         Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.adopted.is_empty()
+    }
+
+    /// Spares programs the look where nothing is remembered.
+    fn tell(&self, maps: &mut impl ServiceMaps) -> Result<(), MapAccess> {
+        if self.is_empty() { maps.set_any_gone(false) } else { Ok(()) }
     }
 }
 

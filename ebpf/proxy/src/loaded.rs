@@ -193,7 +193,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 13] = [
+const MAPS: [(&str, MapType, usize, usize); 14] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -205,6 +205,7 @@ const MAPS: [(&str, MapType, usize, usize); 13] = [
     (map_name::NODE, MapType::Array, size_of::<u32>(), size_of::<NodeConfig>()),
     (map_name::REASONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
     (map_name::SOURCES, MapType::LpmTrie, size_of::<(u32, SourceKey)>(), size_of::<u32>()),
+    (map_name::AT_PODS, MapType::Array, size_of::<u32>(), size_of::<u64>()),
     (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),
     (map_name::FRAGMENTS, MapType::LruHash, size_of::<FragmentKey>(), size_of::<Fragment>()),
 ];

@@ -7,8 +7,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Reason, Service,
-    SourceKey, Tuple, map_name,
+    Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Reason,
+    Service, SourceKey, Tuple, map_name,
 };
 use pith_core::crc::{self, Carry};
 
@@ -56,6 +56,8 @@ pub trait ServiceMaps {
     fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess>;
     /// Says which sources a Service serves; `old` are those said before.
     fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess>;
+    /// Says whether any frontend of [`pith_abi::Scope::GONE`] is there.
+    fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess>;
     /// Forgets clients of a Service with affinity, whose index may become another's.
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess>;
 }
@@ -70,6 +72,7 @@ pub(crate) struct Maps {
     node: Array<MapData, NodeConfig>,
     reasons: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    at_pods: Array<MapData, u64>,
     /// Only held, for programs that are loaded later.
     _carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
@@ -90,6 +93,7 @@ impl Maps {
             node: typed(ebpf, map_name::NODE)?,
             reasons: typed(ebpf, map_name::REASONS)?,
             sources: typed(ebpf, map_name::SOURCES)?,
+            at_pods: typed(ebpf, map_name::AT_PODS)?,
             _carry: carry,
             flows: typed(ebpf, map_name::FLOWS)?,
             forward: typed(ebpf, map_name::FORWARD)?,
@@ -107,6 +111,16 @@ impl Maps {
             carry.set(words, matrix, 0).map_err(MapAccess::of(map_name::CARRY))?;
         }
         Ok(())
+    }
+
+    /// The mark of the flow that began last at a pod's link.
+    pub(crate) fn last_pod_flow(&self) -> Result<u64, MapAccess> {
+        self.at_pods.get(&AtPods::BEGUN, 0).map_err(MapAccess::of(map_name::AT_PODS))
+    }
+
+    /// Says that nothing is left of the flows that had begun when this mark stood.
+    pub(crate) fn settle_pod_flows(&mut self, mark: u64) -> Result<(), MapAccess> {
+        self.at_pods.set(AtPods::SETTLED, mark, 0).map_err(MapAccess::of(map_name::AT_PODS))
     }
 
     pub(crate) fn set_node(&mut self, node: NodeConfig) -> Result<(), MapAccess> {
@@ -188,6 +202,10 @@ impl ServiceMaps for Maps {
             absent_is_removed(self.sources.remove(&key(range))).map_err(MapAccess::of(map_name::SOURCES))?;
         }
         Ok(())
+    }
+
+    fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess> {
+        self.at_pods.set(AtPods::GONE, u64::from(any), 0).map_err(MapAccess::of(map_name::AT_PODS))
     }
 
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess> {

@@ -118,6 +118,10 @@ impl ServiceMaps for Watched {
         Ok(())
     }
 
+    fn set_any_gone(&mut self, _any: bool) -> Result<(), MapAccess> {
+        Ok(())
+    }
+
     fn forget_clients(&mut self, _service: u32) -> Result<(), MapAccess> {
         Ok(())
     }

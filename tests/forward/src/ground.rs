@@ -33,6 +33,9 @@ pub(crate) const UPLINK: &str = "eth0";
 /// Name of the node's interface to the backends.
 pub(crate) const BACKEND_LINK: &str = "pod1";
 
+/// How the names of the node's interfaces to pods begin.
+pub(crate) const POD_PREFIX: &str = "pod";
+
 const CGROUP_PREFIX: &str = "pith-forward-";
 const DEADLINE: Duration = Duration::from_secs(10);
 

@@ -12,7 +12,7 @@ use pith_proxy::{Cidr, Config, Datapath, NodeIdentity};
 use serde_json::json;
 
 use crate::cluster::{CLUSTER_CIDR, PORT, Service, TARGET_PORT};
-use crate::ground::{BpfFolder, Cgroup, Ground, NODE, UPLINK};
+use crate::ground::{BpfFolder, Cgroup, Ground, NODE, POD_PREFIX, UPLINK};
 
 /// EndpointSlices hold at most so many endpoints (the controller's default).
 const ENDPOINTS_A_SLICE: usize = 100;
@@ -31,10 +31,12 @@ impl Pith {
         let (folder, cgroup) = (BpfFolder::new()?, Cgroup::new()?);
         let mut config = Config::new(folder.path(), &cgroup.folder);
         config.cluster_cidr = Some(cidr(CLUSTER_CIDR)?);
+        config.pod_interfaces = Some(POD_PREFIX.to_owned());
         let mut datapath = ground.node.run(|| {
             let mut datapath = Datapath::open(&config).context("load pith's datapath")?;
             datapath.attach_uplink(UPLINK, &[NODE]).context("attach pith to the uplink")?;
             datapath.set_pod_cidr(cidr("10.244.0.0/16")?).context("tell pith its pods")?;
+            datapath.follow_pods().context("attach pith to the pods' links")?;
             Ok(datapath)
         })?;
         let (maps, limits) = datapath.service_maps();
