@@ -176,6 +176,10 @@ fn has_node_ports(service: &Value) -> bool {
     }
 }
 
+fn has_health_port(service: &Value) -> bool {
+    service_type(service) == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
+}
+
 impl Allocations {
     /// What the stored Services hold. One that is outside the range or taken twice is reported and left alone:
     /// its traffic may still work, and only its owner can decide.
@@ -231,6 +235,9 @@ impl Allocations {
         }
         if has_node_ports(service) {
             self.assign_ports(service, reserved, &mut errors);
+        }
+        if has_health_port(service) {
+            self.assign_health_port(service, reserved, &mut errors);
         }
         match errors.is_empty() {
             true => Ok(()),
@@ -325,38 +332,42 @@ impl Allocations {
         let Some(ports) = service["spec"]["ports"].as_array_mut() else { return };
         for (index, port) in ports.iter_mut().enumerate() {
             let path = format!("spec.ports[{index}].nodePort");
-            let given = port["nodePort"].as_i64().unwrap_or(0);
-            if given == 0 {
-                match self.any_port(reserved) {
-                    Some(free) => port["nodePort"] = free.into(),
-                    None => errors.push(FieldError::invalid(
-                        path,
-                        &json!(0),
-                        "failed to allocate a nodePort: range is full",
-                    )),
-                }
-                continue;
+            match self.port(&port["nodePort"], path, reserved) {
+                Ok(number) => port["nodePort"] = number.into(),
+                Err(error) => errors.push(error),
             }
-            let free = u16::try_from(given).ok().filter(|port| NODE_PORTS.contains(port));
-            match free {
-                None => errors.push(FieldError::invalid(
-                    path,
-                    &json!(given),
-                    &format!(
-                        "provided port is not in the valid range. The range of valid ports is {}-{}",
-                        NODE_PORTS.start(),
-                        NODE_PORTS.end()
-                    ),
-                )),
-                Some(number) if self.take_port(number, reserved) => {}
-                Some(_) => {
-                    errors.push(FieldError::invalid(
-                        path,
-                        &json!(given),
-                        "provided port is already allocated",
-                    ));
-                }
-            }
+        }
+    }
+
+    /// Where load balancers ask whether a node has endpoints of the Service.
+    fn assign_health_port(&self, service: &mut Value, reserved: &mut Reserved, errors: &mut Vec<FieldError>) {
+        let field = "healthCheckNodePort";
+        match self.port(&service["spec"][field], format!("spec.{field}"), reserved) {
+            Ok(number) => service["spec"][field] = number.into(),
+            Err(error) => errors.push(error),
+        }
+    }
+
+    /// The node port that the client asks for, where it may have that one; else one that is free.
+    fn port(&self, asked: &Value, path: String, reserved: &mut Reserved) -> Result<u16, FieldError> {
+        let asked = asked.as_i64().unwrap_or(0);
+        if asked == 0 {
+            return self.any_port(reserved).ok_or_else(|| {
+                FieldError::invalid(path, &json!(0), "failed to allocate a nodePort: range is full")
+            });
+        }
+        match u16::try_from(asked).ok().filter(|port| NODE_PORTS.contains(port)) {
+            Some(number) if self.take_port(number, reserved) => Ok(number),
+            Some(_) => Err(FieldError::invalid(path, &json!(asked), "provided port is already allocated")),
+            None => Err(FieldError::invalid(
+                path,
+                &json!(asked),
+                &format!(
+                    "provided port is not in the valid range. The range of valid ports is {}-{}",
+                    NODE_PORTS.start(),
+                    NODE_PORTS.end()
+                ),
+            )),
         }
     }
 
@@ -523,6 +534,26 @@ mod tests {
             json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}, {"port": 53, "protocol": "TCP", "nodePort": 30053}]}),
         );
         assert!(assign(&allocations, &mut same_port_twice).is_ok());
+    }
+
+    #[test]
+    fn a_balancer_with_local_policy_is_asked_for_its_health_at_a_port() {
+        let allocations = allocations("10.96.0.0/16", &[]);
+        for (policy, asked, expect) in
+            [("Local", Value::Null, true), ("Local", json!(30100), true), ("Cluster", Value::Null, false)]
+        {
+            let mut service = service(
+                policy,
+                json!({"type": "LoadBalancer", "externalTrafficPolicy": policy, "ports": [{"port": 80}]}),
+            );
+            if !asked.is_null() {
+                service["spec"]["healthCheckNodePort"] = asked.clone();
+            }
+            assert!(assign(&allocations, &mut service).is_ok());
+            let given = &service["spec"]["healthCheckNodePort"];
+            assert_eq!(given.is_u64(), expect, "{policy} {asked}");
+            assert!(asked.is_null() || *given == asked, "{policy} {asked}");
+        }
     }
 
     #[test]
