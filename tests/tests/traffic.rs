@@ -145,7 +145,7 @@ fn churn_fails_no_request() {
         kubectl.run(&["scale", "deployment/web", &format!("--replicas={replicas}")]);
         kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
         let pod = pods_of(&kubectl).pop().expect("pods run");
-        kubectl.run(&["delete", "pod", &pod, "--wait=false"]);
+        kubectl.run(&["delete", "pod", &pod, "--wait=false", "--ignore-not-found"]);
     }
     let output = client.wait_with_output().expect("the client ends");
     let printed = String::from_utf8_lossy(&output.stdout);

@@ -22,6 +22,17 @@ impl Addressing {
         nth(self.nodes, 1)
     }
 
+    /// The pool of load balancers' addresses: the third quarter of the nodes' subnet, since `pith up` numbers
+    /// replicas from its beginning and starts 64 of them at most. None in a subnet that is too small for both.
+    pub fn balancers(&self) -> Option<Ipv4Net> {
+        let prefix = self.nodes.prefix_len();
+        if prefix > 24 {
+            return None;
+        }
+        let first = u32::from(self.nodes.network()) + (1 << (31 - prefix));
+        Ipv4Net::new(first.into(), prefix + 2).ok()
+    }
+
     /// The address of a replica.
     pub fn replica(&self, replica: ReplicaNumber) -> Ipv4Addr {
         nth(self.nodes, 1 + u32::from(replica.get()))
@@ -214,6 +225,18 @@ mod tests {
 
     fn in_use(nets: &[&str]) -> Vec<InUse> {
         nets.iter().map(|text| InUse { net: net(text), by: format!("route {text} dev tun0") }).collect()
+    }
+
+    #[test]
+    fn balancers_have_a_quarter_of_the_nodes_subnet() {
+        for (nodes, pool) in [
+            ("10.200.3.0/24", Some("10.200.3.128/26")),
+            ("10.200.0.0/16", Some("10.200.128.0/18")),
+            ("10.200.3.0/25", None),
+        ] {
+            let addressing = Addressing { nodes: net(nodes), pods: net("10.244.0.0/16") };
+            assert_eq!(addressing.balancers(), pool.map(net), "{nodes}");
+        }
     }
 
     #[test]

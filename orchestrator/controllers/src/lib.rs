@@ -15,6 +15,7 @@
 //! | `node` | notices lost nodes, taints them, marks their pods |
 //! | `node::eviction` | pods leave nodes that they do not tolerate |
 //! | `node::orphans` | pods of nodes that are gone for good |
+//! | `load_balancer` | addresses for Services of that type |
 //! | `node_ipam` | each node's range of pod addresses |
 //! | one a kind | watches that feed the caches; `garbage` has its own, of metadata |
 //!
@@ -30,6 +31,7 @@ mod discovered;
 mod endpoints;
 mod error;
 mod garbage;
+mod load_balancer;
 mod namespace;
 mod node;
 mod node_ipam;
@@ -55,6 +57,8 @@ pub use crate::node_ipam::{Cidr, NoCidr};
 pub struct Options {
     /// The network that nodes get their ranges of pod addresses from; none leaves that to others.
     pub cluster_cidr: Option<Cidr>,
+    /// The pool of addresses for Services of type LoadBalancer; none leaves those to others.
+    pub balancer_pool: Option<Cidr>,
     /// The PEM bundle that pods verify the API server with, kept in each namespace.
     pub root_ca: Option<String>,
     /// How long a node may be silent before it counts as lost (40 s).
@@ -69,6 +73,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cluster_cidr: None,
+            balancer_pool: None,
             root_ca: None,
             lease_grace: Duration::from_secs(40),
             eviction_limit: None,
@@ -95,6 +100,9 @@ pub async fn run(client: Client, options: Options, cancel: CancellationToken) ->
     tasks.spawn(node::orphans::controller(&cluster, options.orphan_grace, cancel.clone()));
     if let Some(range) = options.cluster_cidr {
         tasks.spawn(node_ipam::controller(&cluster, range, cancel.clone()));
+    }
+    if let Some(pool) = options.balancer_pool {
+        tasks.spawn(load_balancer::controller(&cluster, pool, cancel.clone()));
     }
     tasks.spawn(events);
     cluster.watch(&mut tasks, &cancel);

@@ -230,6 +230,10 @@ pub(crate) struct PrimaryArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub(crate) service_cidr: ServiceCidr,
+    /// The pool of addresses for Services of type LoadBalancer. The network in front of the nodes must lead
+    /// there, or be the nodes' own: then one of them answers for each. Without it nobody gives addresses.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) balancer_cidr: Option<Cidr>,
     /// A network behind this machine that leaves under its address: the interface that leads there. `pith up`
     /// names its bridge.
     #[arg(long, value_name = "INTERFACE", requires_all = ["gateway_cidr", "outside", "gateway_bpf_dir"])]

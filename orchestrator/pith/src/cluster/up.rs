@@ -217,6 +217,9 @@ async fn start_primary(
     command.arg("primary").arg("--dir").arg(cluster.primary_dir());
     command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr.to_string()]);
     command.args(["--service-cidr", &settings.service_cidr.to_string()]);
+    if let Some(pool) = topology.addressing.balancers() {
+        command.args(["--balancer-cidr", &pool.to_string()]);
+    }
     command.args(settings.times.flags());
     // The bridge's address is advertised: replicas and pods reach the API there.
     command.arg("--listen").arg(SocketAddr::from((host, settings.port)).to_string());

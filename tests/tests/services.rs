@@ -1,0 +1,138 @@
+//! What Services promise beyond a cluster address and a node port, on a running cluster with stock kubectl: load
+//! balancers' addresses from the cluster's pool, their sources and health checks, ports of the host, hints.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use pith_tests::{Cluster, Kubectl, until};
+use serde_json::{Value, json};
+
+const WEB: &str = include_str!("manifests/six.yaml");
+/// How long an object may take to show in the programs of every replica.
+const SOON: Duration = Duration::from_secs(10);
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The pod that answered.
+fn ask(address: SocketAddr) -> Result<String, ErrorKind> {
+    let answer = get(address, "/").map_err(|error| error.kind())?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    Ok(body.lines().next().unwrap_or_default().to_owned())
+}
+
+fn balancer(name: &str, more: &Value) -> String {
+    let mut spec = json!({
+        "type": "LoadBalancer", "selector": { "app": "web" },
+        "ports": [{ "name": "http", "port": 80, "targetPort": "http" }],
+    });
+    spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": spec }).to_string()
+}
+
+/// The address that a Service is given.
+fn given(kubectl: &Kubectl, name: &str) -> Ipv4Addr {
+    until("an address of the pool is given", SOON, || {
+        let service = kubectl.json(&["get", "service", name]);
+        let address = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().unwrap_or_default();
+        address.parse().map_err(|_| service["status"].to_string())
+    })
+}
+
+fn nodes(kubectl: &Kubectl) -> Vec<Ipv4Addr> {
+    let path = r#"jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}"#;
+    let nodes = kubectl.run(&["get", "nodes", "-o", path]);
+    nodes.split_whitespace().map(|node| node.parse().expect("an address")).collect()
+}
+
+#[test]
+fn load_balancers_have_addresses_that_answer() {
+    let Some(cluster) = Cluster::start(2, &[]) else { return };
+    let Some(kubectl) = cluster.kubectl("1.32") else { return };
+    kubectl.apply(WEB);
+    kubectl.apply(&balancer("first", &json!({})));
+    kubectl.apply(&balancer("second", &json!({ "loadBalancerSourceRanges": ["203.0.113.0/24"] })));
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+
+    let (first, second) = (given(&kubectl, "first"), given(&kubectl, "second"));
+    assert_ne!(first, second);
+    let place = SocketAddr::from((first, 80));
+    until("the address answers", SOON, || ask(place).map_err(|error| error.to_string()));
+    let pods: BTreeSet<String> = (0..60).map(|_| ask(place).expect("it answered before")).collect();
+    assert_eq!(pods.len(), 6, "every pod answers: {pods:?}");
+    assert_eq!(ask((first, 81).into()), Err(ErrorKind::ConnectionRefused), "no such port");
+    assert!(ask((second, 80).into()).is_err(), "this machine is not among the sources");
+
+    exhausted_and_asked_for(&kubectl, first);
+    health_checks(&kubectl);
+    host_ports(&kubectl);
+
+    kubectl.run(&["patch", "service", "first", "--patch", r#"{"spec":{"type":"ClusterIP"}}"#]);
+    until("the address is taken back", SOON, || match ask(place) {
+        Err(_) => Ok(()),
+        Ok(pod) => Err(format!("{pod} answers")),
+    });
+    let service = kubectl.json(&["get", "service", "first"]);
+    assert_eq!(service["status"], json!({ "loadBalancer": {} }));
+    cluster.down();
+}
+
+/// One that asks for what another has waits, says so, and is served when it is free.
+fn exhausted_and_asked_for(kubectl: &Kubectl, taken: Ipv4Addr) {
+    kubectl.apply(&balancer("third", &json!({ "loadBalancerIP": taken })));
+    until("an event says why it waits", SOON, || {
+        let events = kubectl.run(&["get", "events", "--field-selector=involvedObject.name=third"]);
+        if events.contains("another Service's") { Ok(()) } else { Err(events) }
+    });
+    kubectl.run(&["delete", "service", "third"]);
+}
+
+/// With externalTrafficPolicy Local each node says how many endpoints it has.
+fn health_checks(kubectl: &Kubectl) {
+    kubectl.apply(&balancer("local", &json!({ "externalTrafficPolicy": "Local" })));
+    let service = kubectl.json(&["get", "service", "local"]);
+    let port = service["spec"]["healthCheckNodePort"].as_u64().expect("the API server allocates one");
+    let port = u16::try_from(port).expect("a port");
+    let answers = |status: &str| {
+        for node in nodes(kubectl) {
+            until("a node says what it has", SOON, || {
+                let answer = get((node, port).into(), "/healthz").map_err(|error| error.to_string())?;
+                if answer.starts_with(&format!("HTTP/1.1 {status}")) { Ok(()) } else { Err(answer) }
+            });
+        }
+    };
+    answers("200");
+    kubectl.run(&["patch", "service", "local", "--patch", r#"{"spec":{"selector":{"app":"none"}}}"#]);
+    answers("503");
+}
+
+fn host_ports(kubectl: &Kubectl) {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "hosted" },
+        "spec": { "nodeName": "replica-2", "terminationGracePeriodSeconds": 0, "containers": [{
+            "name": "web", "image": "pith.local/demo:v1",
+            "ports": [{ "containerPort": 8080, "hostPort": 18080 }],
+        }] },
+    });
+    kubectl.apply(&pod.to_string());
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/hosted", "--timeout=60s"]);
+    let path = "jsonpath={.status.hostIP}";
+    let node: Ipv4Addr =
+        kubectl.run(&["get", "pod", "hosted", "-o", path]).parse().expect("its node's address");
+    let place = SocketAddr::from((node, 18080));
+    let pod = until("the host's port answers", SOON, || ask(place).map_err(|error| error.to_string()));
+    assert_eq!(pod, "hosted");
+    kubectl.run(&["delete", "pod", "hosted"]);
+    until("nobody listens any more", SOON, || match ask(place) {
+        Err(ErrorKind::ConnectionRefused) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
