@@ -1,5 +1,6 @@
 //! What Services promise beyond a cluster address and a node port, on a running cluster with stock kubectl: load
-//! balancers' addresses from the cluster's pool, their sources and health checks, ports of the host, hints.
+//! balancers' addresses from the cluster's pool, their sources and health checks, ports of the host, and
+//! connections that stay near.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -10,6 +11,7 @@ use pith_tests::{Cluster, Kubectl, until};
 use serde_json::{Value, json};
 
 const WEB: &str = include_str!("manifests/six.yaml");
+const CLIENT: &str = include_str!("manifests/client.yaml");
 /// How long an object may take to show in the programs of every replica.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -74,6 +76,7 @@ fn load_balancers_have_addresses_that_answer() {
     exhausted_and_asked_for(&kubectl, first);
     health_checks(&kubectl);
     host_ports(&kubectl);
+    nearest_first(&kubectl);
 
     kubectl.run(&["patch", "service", "first", "--patch", r#"{"spec":{"type":"ClusterIP"}}"#]);
     until("the address is taken back", SOON, || match ask(place) {
@@ -134,5 +137,30 @@ fn host_ports(kubectl: &Kubectl) {
     until("nobody listens any more", SOON, || match ask(place) {
         Err(ErrorKind::ConnectionRefused) => Ok(()),
         other => Err(format!("{other:?}")),
+    });
+}
+
+/// With trafficDistribution a pod's connections stay on its node.
+fn nearest_first(kubectl: &Kubectl) {
+    kubectl.apply(CLIENT);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+    let wish = r#"{"spec":{"trafficDistribution":"PreferSameNode"}}"#;
+    kubectl.run(&["patch", "service", "web", "--patch", wish]);
+    let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+    let pods = pods["items"].as_array().expect("a list");
+    let here: BTreeSet<&str> = pods
+        .iter()
+        .filter(|pod| pod["spec"]["nodeName"] == "replica-1")
+        .filter_map(|pod| pod["metadata"]["name"].as_str())
+        .collect();
+    assert!(here.len() < pods.len(), "some run elsewhere");
+    until("only pods of the client's node answer", SOON, || {
+        let ask = ["exec", "client", "--", "/pith-probe", "client", "--url", "http://web/", "--count", "60"];
+        let printed = kubectl.run(&ask);
+        let tally: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())
+            .map_err(|error| format!("{error}: {printed}"))?;
+        let answers = tally["answers"].as_object().ok_or("no answers")?;
+        let seen: BTreeSet<&str> = answers.keys().map(String::as_str).collect();
+        if seen == here { Ok(()) } else { Err(tally.to_string()) }
     });
 }

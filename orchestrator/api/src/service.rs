@@ -356,6 +356,8 @@ fn policies(service: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
         }
     }
     maybe_one_of(&spec["internalTrafficPolicy"], POLICIES, &path.child("internalTrafficPolicy"), errors);
+    let wishes = &["PreferClose", "PreferSameZone", "PreferSameNode"];
+    maybe_one_of(&spec["trafficDistribution"], wishes, &path.child("trafficDistribution"), errors);
     if has(spec, "healthCheckNodePort") && !needs_health_check_port(service) {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.push(FieldError::invalid(

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Node, ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::pod;
@@ -174,19 +176,33 @@ fn endpoint(
     let serving = pod::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let node = pod::node(pod);
+    let zone = node.and_then(zone);
+    let ready = publish || (serving && !terminating);
     Some(Endpoint {
         addresses: vec![address.to_string()],
         conditions: Some(EndpointConditions {
-            ready: Some(publish || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: hostname(service, pod).map(str::to_owned),
         node_name: node.map(str::to_owned),
         target_ref: Some(target(pod)),
-        zone: node.and_then(zone),
+        hints: if ready { hints(service, node, zone.as_deref()) } else { None },
+        zone,
         ..Endpoint::default()
     })
+}
+
+/// Whose traffic an endpoint is meant for, where the Service prefers what is near (KEP-4444, KEP-3015).
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let for_nodes = match service.spec.as_ref()?.traffic_distribution.as_deref()? {
+        "PreferSameNode" => node.map(|node| vec![ForNode { name: node.to_owned() }]),
+        "PreferClose" | "PreferSameZone" => None,
+        _ => return None,
+    };
+    let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    (for_nodes.is_some() || for_zones.is_some()).then_some(EndpointHints { for_nodes, for_zones })
 }
 
 pub(super) fn publishes_unready(service: &Service) -> bool {
@@ -232,6 +248,29 @@ mod tests {
             let got =
                 got.map(|c| (c.ready == Some(true), c.serving == Some(true), c.terminating == Some(true)));
             assert_eq!(got, expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn hints_table() {
+        let zone = || json!({ "forZones": [{ "name": "z1" }] });
+        let both = || json!({ "forNodes": [{ "name": "n1" }], "forZones": [{ "name": "z1" }] });
+        let node = || json!({ "forNodes": [{ "name": "n1" }] });
+        for (name, wish, ready, zone_of_node, expect) in [
+            ("no wish", Value::Null, "True", Some("z1"), Value::Null),
+            ("same zone", json!("PreferSameZone"), "True", Some("z1"), zone()),
+            ("its old name", json!("PreferClose"), "True", Some("z1"), zone()),
+            ("same node", json!("PreferSameNode"), "True", Some("z1"), both()),
+            ("same node, no zones", json!("PreferSameNode"), "True", None, node()),
+            ("no zones", json!("PreferSameZone"), "True", None, Value::Null),
+            ("unready", json!("PreferSameZone"), "False", Some("z1"), Value::Null),
+            ("unknown", json!("PreferFar"), "True", Some("z1"), Value::Null),
+        ] {
+            let service = service(json!({ "selector": { "app": "web" }, "trafficDistribution": wish }));
+            let pods = [Arc::new(pod(ready, false, "10.0.0.1"))];
+            let groups = groups(&service, &pods, |_| zone_of_node.map(str::to_owned));
+            let hints = serde_json::to_value(&groups[0].endpoints[0].hints).expect("hints are JSON");
+            assert_eq!(hints, expect, "{name}");
         }
     }
 
