@@ -122,29 +122,7 @@ fn node_term(term: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     for (i, requirement) in list(&term["matchExpressions"]).iter().enumerate() {
         let expressions = path.child("matchExpressions");
         let place = expressions.index(i);
-        let values = list(&requirement["values"]);
-        match text(&requirement["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                place.child("values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "In" | "NotIn" => {}
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                place.child("values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
-            "Exists" | "DoesNotExist" => {}
-            "Gt" | "Lt" if values.len() != 1 => errors.push(FieldError::required(
-                place.child("values"),
-                "must be specified single value when `operator` is 'Lt' or 'Gt'",
-            )),
-            "Gt" | "Lt" => {}
-            _ => errors.push(FieldError::invalid(
-                place.child("operator"),
-                &requirement["operator"],
-                "not a valid selector operator",
-            )),
-        }
+        expression(requirement, Operators::AndNumbers, &place, errors);
         name(&requirement["key"], names::qualified, &place.child("key"), errors);
     }
     for (i, requirement) in list(&term["matchFields"]).iter().enumerate() {
@@ -248,29 +226,48 @@ pub(crate) fn label_selector(selector: &Value, path: &Path<'_>, errors: &mut Vec
     for (i, requirement) in list(&selector["matchExpressions"]).iter().enumerate() {
         let expressions = path.child("matchExpressions");
         let place = expressions.index(i);
-        let values = list(&requirement["values"]);
-        match text(&requirement["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                place.child("values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "In" | "NotIn" => {}
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                place.child("values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
-            "Exists" | "DoesNotExist" => {}
-            _ => errors.push(FieldError::invalid(
-                place.child("operator"),
-                &requirement["operator"],
-                "not a valid selector operator",
-            )),
-        }
+        expression(requirement, Operators::OfSets, &place, errors);
         for problem in names::qualified(text(&requirement["key"])) {
             errors.push(FieldError::invalid(place.child("key"), &requirement["key"], &problem));
         }
-        for (j, value) in values.iter().enumerate() {
+        for (j, value) in list(&requirement["values"]).iter().enumerate() {
             name(value, names::label_value, &place.child("values").index(j), errors);
         }
+    }
+}
+
+/// What a `matchExpressions` may ask: of labels whether they are in a set, of nodes also how numbers compare.
+#[derive(Clone, Copy, PartialEq)]
+enum Operators {
+    OfSets,
+    AndNumbers,
+}
+
+fn expression(requirement: &Value, allowed: Operators, place: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let values = list(&requirement["values"]);
+    match text(&requirement["operator"]) {
+        "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
+            place.child("values"),
+            "must be specified when `operator` is 'In' or 'NotIn'",
+        )),
+        "In" | "NotIn" => {}
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
+            place.child("values"),
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        )),
+        "Exists" | "DoesNotExist" => {}
+        "Gt" | "Lt" if allowed == Operators::AndNumbers => {
+            if values.len() != 1 {
+                errors.push(FieldError::required(
+                    place.child("values"),
+                    "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                ));
+            }
+        }
+        _ => errors.push(FieldError::invalid(
+            place.child("operator"),
+            &requirement["operator"],
+            "not a valid selector operator",
+        )),
     }
 }
