@@ -7,11 +7,11 @@
 //! ```
 //! The shape, in order and wording, is that of pkg/proxy/iptables/proxier.go of Kubernetes 1.29 and later.
 
-use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use crate::cluster::{CLUSTER_CIDR, PORT, Service, TARGET_PORT};
 use crate::names::digest;
+use crate::rules::line;
 
 /// Chains of the filter table and the rules that do not depend on any Service.
 const FILTER: &str = "\
@@ -195,10 +195,6 @@ fn external_chain(service: &Service) -> String {
 
 fn endpoint_chain(service: &Service, endpoint: Ipv4Addr) -> String {
     format!("KUBE-SEP-{}", digest(&format!("{}tcp{endpoint}:{TARGET_PORT}", label(service)), 16))
-}
-
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    writeln!(text, "{line}").expect("writing to a string cannot fail");
 }
 
 #[cfg(test)]

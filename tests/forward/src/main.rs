@@ -31,6 +31,7 @@ mod programming;
 mod progress;
 mod report;
 mod rounds;
+mod rules;
 mod server;
 mod services;
 mod statistics;

@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 use crate::cluster::{CLUSTER_CIDR, PORT, SERVICE_CIDR, Service, TARGET_PORT};
 use crate::ground::NODE;
 use crate::names::digest;
+use crate::rules::line;
 
 /// Tables, maps and chains that do not depend on any Service.
 fn base() -> String {
@@ -184,10 +185,6 @@ fn endpoint_chain(service: &Service, endpoint: Ipv4Addr) -> String {
 
 fn label(service: &Service) -> String {
     format!("{}/{}/tcp/{}", Service::NAMESPACE, service.name(), Service::PORT_NAME)
-}
-
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    writeln!(text, "{line}").expect("writing to a string cannot fail");
 }
 
 #[cfg(test)]
