@@ -18,7 +18,7 @@ use crate::{
     events::Subject,
     hooks,
     network::chain,
-    observed::{ContainerId, Happened, Observed},
+    observed::{ContainerId, Happened, News, Observed},
     record, sandbox,
     teller::Teller,
     volumes::{self, Places, VolumeError, payload},
@@ -153,7 +153,7 @@ pub(crate) async fn stop(cell: Arc<PodCell>, stopping: Stopping, inbox: mpsc::Se
         }
     }
     terminate(&cell, &id).await;
-    let _ = inbox.send(Happened::HookDone { name: unit.name, id }).await;
+    let _ = inbox.send(Happened::Container { name: unit.name, news: News::HookDone { id } }).await;
 }
 
 /// Sends the signal that the image wants to be stopped by.

@@ -15,7 +15,7 @@ use crate::{
     context::{PodCell, Sandbox as Held},
     desired::{Desired, Unit},
     exits,
-    observed::{Container, Exit, ExitReason, Happened, Observed, Phase, Running, Sandbox, Volumes},
+    observed::{Container, Exit, ExitReason, Happened, News, Observed, Phase, Running, Sandbox, Volumes},
     record::{ContainerRecord, Record},
 };
 
@@ -99,7 +99,7 @@ fn phase(cell: &PodCell, noted: &ContainerRecord, found: Option<&Seen>, supervis
         }),
         Some(seen) if seen.phase == Stage::Exited && seen.failure.is_none() => {
             match exits::exited(cell, seen) {
-                Some(Happened::ContainerExited { exit, .. }) => Phase::Exited(exit),
+                Some(Happened::Container { news: News::Exited { exit, .. }, .. }) => Phase::Exited(exit),
                 Some(_) | None => Phase::Exited(unknown(noted)),
             }
         }

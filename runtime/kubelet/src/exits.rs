@@ -8,7 +8,7 @@ use pith_container::supervisor::protocol::{ContainerRecord, UnixNanos};
 use crate::{
     context::PodCell,
     logs,
-    observed::{ContainerId, Exit, ExitReason, Happened},
+    observed::{ContainerId, Exit, ExitReason, Happened, News},
 };
 
 /// Upstream's limits of a termination message, in bytes and (from the log) in lines.
@@ -40,7 +40,7 @@ pub(crate) fn exited(cell: &PodCell, container: &ContainerRecord) -> Option<Happ
     if let Err(error) = noted {
         tracing::warn!(pod = %cell.id, %error, "noting an exit");
     }
-    Some(Happened::ContainerExited { name, id, exit })
+    Some(Happened::Container { name, news: News::Exited { id, exit } })
 }
 
 fn describe(cell: &PodCell, name: &str, id: &ContainerId, container: &ContainerRecord) -> Option<Exit> {

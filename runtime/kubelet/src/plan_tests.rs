@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     desired::fixture::desired,
-    observed::{ContainerId, Doom, Happened},
+    observed::{ContainerId, Doom, Happened, News},
 };
 
 fn at(seconds: i64) -> Timestamp {
@@ -63,15 +63,14 @@ impl World {
                 self.ids += 1;
                 let id = ContainerId(format!("id{}", self.ids));
                 let unit = self.desired.unit(&name).expect("planned units exist").clone();
-                let happened = Happened::ContainerStarted {
-                    name: name.clone(),
+                let news = News::Started {
                     id,
                     attempt,
                     at: self.now,
                     has_startup_probe: unit.has_startup_probe,
                     has_readiness_probe: unit.has_readiness_probe,
                 };
-                (format!("start {name} #{attempt}"), Some(happened))
+                (format!("start {name} #{attempt}"), Some(Happened::Container { name, news }))
             }
         };
         if let Some(h) = happened {
@@ -96,7 +95,11 @@ impl World {
             finished_at: self.now,
             announced: false,
         };
-        self.observed.apply(Happened::ContainerExited { name: name.into(), id, exit }, self.now);
+        self.news(name, News::Exited { id, exit });
+    }
+
+    fn news(&mut self, name: &str, news: News) {
+        self.observed.apply(Happened::Container { name: name.into(), news }, self.now);
     }
 
     fn wait(&mut self, seconds: i64) {
@@ -143,7 +146,7 @@ fn init_containers_run_in_order_and_sidecars_stay() {
     w.exit("one", 0);
     assert_eq!(w.settle(), ["start mesh #0"]);
     let id = w.id("mesh");
-    w.observed.apply(Happened::ProbeStartup { name: "mesh".into(), id }, w.now);
+    w.news("mesh", News::ProbeStartup { id });
     assert_eq!(w.settle(), ["start two #0"]);
     w.exit("two", 0);
     assert_eq!(w.settle(), ["start app #0"]);
@@ -253,7 +256,7 @@ fn a_hook_that_ends_in_time_leaves_the_rest_of_the_grace() {
     w.settle();
     w.wait(3);
     let id = w.id("a");
-    w.observed.apply(Happened::HookDone { name: "a".into(), id }, w.now);
+    w.news("a", News::HookDone { id });
     assert_eq!(w.wake_after(), Some(27));
 }
 
@@ -275,7 +278,7 @@ fn a_failed_probe_restarts_one_container() {
     w.settle();
     let id = w.id("a");
     let doom = Doom { message: "failed liveness probe".into(), grace: None };
-    w.observed.apply(Happened::Doomed { name: "a".into(), id, doom }, w.now);
+    w.news("a", News::Doomed { id, doom });
     assert_eq!(w.settle(), ["stop a 7s"]);
     w.exit("a", 143);
     assert_eq!(w.settle(), ["start a #1"]);
@@ -285,14 +288,7 @@ fn a_failed_probe_restarts_one_container() {
 fn missing_images_are_announced_then_retried() {
     let mut w = World::new(json!({"containers": [{"name": "a", "image": "nosuch:1"}]}));
     let trouble = |w: &mut World| {
-        w.observed.apply(
-            Happened::ContainerTrouble {
-                name: "a".into(),
-                kind: TroubleKind::ErrImagePull,
-                message: "not found".into(),
-            },
-            w.now,
-        );
+        w.news("a", News::Trouble { kind: TroubleKind::ErrImagePull, message: "not found".into() });
     };
     w.settle();
     w.observed.containers.get_mut("a").expect("exists").phase = Phase::Starting;

@@ -18,7 +18,7 @@ use crate::{
     context::PodCell,
     desired::{Desired, Role, Unit},
     events::Subject,
-    observed::{ContainerId, Doom, Happened, Observed, Running},
+    observed::{ContainerId, Doom, Happened, News, Observed, Running},
     process,
 };
 
@@ -175,25 +175,26 @@ impl Prober {
                 self.cell.node.events.warning(subject, "Unhealthy", message);
             }
             let Some(verdict) = counter.observe(result.is_ok()) else { continue };
-            let Some(happened) = self.verdict(verdict, &probe) else { continue };
+            let Some(news) = self.verdict(verdict, &probe) else { continue };
+            let happened = Happened::Container { name: self.unit.name.clone(), news };
             if self.inbox.send(happened).await.is_err() {
                 return;
             }
         }
     }
 
-    fn verdict(&self, ok: bool, probe: &Probe) -> Option<Happened> {
-        let (name, id) = (self.unit.name.clone(), self.id.clone());
+    fn verdict(&self, ok: bool, probe: &Probe) -> Option<News> {
+        let (name, id) = (&self.unit.name, self.id.clone());
         match (self.kind, ok) {
-            (Kind::Readiness, ready) => Some(Happened::ProbeReady { name, id, ready }),
-            (Kind::Startup, true) => Some(Happened::ProbeStartup { name, id }),
+            (Kind::Readiness, ready) => Some(News::ProbeReady { id, ready }),
+            (Kind::Startup, true) => Some(News::ProbeStartup { id }),
             (Kind::Liveness, true) => None,
             (Kind::Startup | Kind::Liveness, false) => {
                 let what = self.kind.title().to_ascii_lowercase();
                 let message = format!("Container {name} failed {what} probe, will be restarted; stopping");
                 let grace = probe.termination_grace_period_seconds;
                 let grace = grace.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
-                Some(Happened::Doomed { name, id, doom: Doom { message, grace } })
+                Some(News::Doomed { id, doom: Doom { message, grace } })
             }
         }
     }

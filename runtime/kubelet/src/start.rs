@@ -24,7 +24,7 @@ use crate::{
     images::{self, Found, ImageTrouble, PullPolicy},
     network::chain,
     objects::ObjectKind,
-    observed::{ContainerId, Doom, Happened, TroubleKind},
+    observed::{ContainerId, Doom, Happened, News, TroubleKind},
     record::{self, Base, ContainerRecord},
     resources,
     security::{Seccomp, Security, security},
@@ -61,14 +61,12 @@ fn io_error(operation: &str, path: &std::path::Path, e: &io::Error) -> Failed {
 
 /// Starts attempt `attempt` of a container and tells the worker how it went.
 pub(crate) async fn start(cell: Arc<PodCell>, unit: Unit, attempt: u32, inbox: mpsc::Sender<Happened>) {
-    let name = unit.name.clone();
     let subject = Subject::container(&cell.id, &unit);
     let events = cell.node.events.clone();
-    let happened = match try_start(&cell, &unit, attempt, &inbox).await {
+    let news = match try_start(&cell, &unit, attempt, &inbox).await {
         Ok((id, at)) => {
             events.normal(subject, "Started", "Container started");
-            Happened::ContainerStarted {
-                name,
+            News::Started {
                 id,
                 attempt,
                 at,
@@ -78,19 +76,19 @@ pub(crate) async fn start(cell: Arc<PodCell>, unit: Unit, attempt: u32, inbox: m
         }
         Err(Failed::Trouble(kind, message)) => {
             events.warning(subject, trouble_event(kind), format!("Error: {message}"));
-            Happened::ContainerTrouble { name, kind, message }
+            News::Trouble { kind, message }
         }
         Err(Failed::Start(id, message)) => {
             events.warning(subject, "Failed", format!("Error: {message}"));
-            Happened::StartFailed { name, id, message }
+            News::StartFailed { id, message }
         }
     };
-    let id = match &happened {
-        Happened::ContainerStarted { id, .. } => Some(id.clone()),
+    let id = match &news {
+        News::Started { id, .. } => Some(id.clone()),
         _ => None,
     };
     // The worker is gone: nobody is left to tell.
-    let _ = inbox.send(happened).await;
+    let _ = inbox.send(Happened::Container { name: unit.name.clone(), news }).await;
     if let Some(id) = id {
         post_start(&cell, &unit, id, &inbox).await;
     }
@@ -104,7 +102,8 @@ async fn post_start(cell: &Arc<PodCell>, unit: &Unit, id: ContainerId, inbox: &m
         let message = format!("PostStartHook failed: {error}");
         cell.node.events.warning(subject, "FailedPostStartHook", message);
         let doom = Doom { message: "FailedPostStartHook: stopping".to_owned(), grace: None };
-        let _ = inbox.send(Happened::Doomed { name: unit.name.clone(), id, doom }).await;
+        let news = News::Doomed { id, doom };
+        let _ = inbox.send(Happened::Container { name: unit.name.clone(), news }).await;
     }
 }
 
@@ -129,8 +128,8 @@ async fn try_start(
     let image = ensure_image(cell, &desired, unit).await.map_err(|t| Failed::Trouble(t.kind, t.message))?;
     let image_id = images::status_id(&image);
     let shown = unit.spec.image.clone().unwrap_or_default();
-    let ready = Happened::ImageReady { name: unit.name.clone(), image: shown, image_id: image_id.clone() };
-    let _ = inbox.send(ready).await;
+    let news = News::ImageReady { image: shown, image_id: image_id.clone() };
+    let _ = inbox.send(Happened::Container { name: unit.name.clone(), news }).await;
     let services = cell.node.services.all().await;
     let _permit = cell.node.starts.acquire().await.expect("the semaphore is never closed");
     let (cell, unit) = (cell.clone(), unit.clone());
