@@ -66,16 +66,14 @@ pub(crate) async fn tunnel<C: Connection>(
     (StreamReader::new(bytes), SinkWriter::new(CopyToBytes::new(messages)))
 }
 
-/// The next binary message; `None` when the client has closed.
+/// The next message; `None` when the client has closed. The Python client sends what is typed as text.
 async fn receive<C: Connection>(source: &mut Source<C>) -> Result<Option<Bytes>, SessionError> {
     loop {
         match source.next().await {
             Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
             // Answered by the library, or of no meaning to a server.
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-            Some(Ok(Message::Text(_))) => {
-                return Err(ProtocolError::WebSocket("text message".to_owned()).into());
-            }
+            Some(Ok(Message::Text(text))) => return Ok(Some(text.into())),
             Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) | None => return Ok(None),
             Some(Err(error)) => return Err(failure(error)),
         }

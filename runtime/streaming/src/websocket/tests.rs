@@ -100,6 +100,15 @@ async fn output_written_before_the_end_arrives_before_the_status() {
 }
 
 #[tokio::test]
+async fn a_text_message_is_as_good_as_a_binary_one() {
+    let (session, mut client) = start_exec(Version::V4).await;
+    client.send(Message::Text("\0typed".into())).await.expect("the server reads");
+    let mut typed = [0; 5];
+    session.stdin.expect("asked for").read_exact(&mut typed).await.expect("sent");
+    assert_eq!(&typed, b"typed");
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_ends_everything() {
     let (session, client) = start_exec(Version::V5).await;
     drop(client);
@@ -113,7 +122,7 @@ async fn hostile_messages_end_the_connection_with_their_name() {
     for (name, message, expect) in [
         ("channel 9", Message::Binary(vec![9, 9].into()), ProtocolError::UnknownChannel(9)),
         ("v5's signal in v4", Message::Binary(vec![255, 0].into()), ProtocolError::UnknownChannel(255)),
-        ("text", Message::Text("x".into()), ProtocolError::WebSocket("text message".to_owned())),
+        ("text on channel 120", Message::Text("x".into()), ProtocolError::UnknownChannel(120)),
     ] {
         let (session, mut client) = start_exec(Version::V4).await;
         client.send(message).await.expect("the server reads");
