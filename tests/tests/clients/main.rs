@@ -1,0 +1,4 @@
+//! Other stock clients than kubectl: Helm, and the Python library.
+
+mod helm;
+mod python;
