@@ -76,6 +76,7 @@ fn load_balancers_have_addresses_that_answer() {
     exhausted_and_asked_for(&kubectl, first);
     health_checks(&kubectl);
     host_ports(&kubectl);
+    seen_inside(&cluster, &kubectl);
     nearest_first(&kubectl);
 
     kubectl.run(&["patch", "service", "first", "--patch", r#"{"spec":{"type":"ClusterIP"}}"#]);
@@ -163,4 +164,21 @@ fn nearest_first(kubectl: &Kubectl) {
         let seen: BTreeSet<&str> = answers.keys().map(String::as_str).collect();
         if seen == here { Ok(()) } else { Err(tally.to_string()) }
     });
+}
+
+/// What `pith services` reads out of a replica's maps is what the API says.
+fn seen_inside(cluster: &Cluster, kubectl: &Kubectl) {
+    let reply = cluster.pith(&["services", "--replica", "replica-2", "--output", "json"]);
+    assert!(reply.ok, "{}", reply.stderr);
+    let report: Value = serde_json::from_str(&reply.stdout).expect("JSON");
+    let services = report["services"].as_array().expect("a list");
+    let web = services.iter().find(|service| service["name"] == "default/web").expect("by name");
+    let address = kubectl.run(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let places = [json!(format!("{address}:80/TCP")), json!("node port 31080/TCP")];
+    assert_eq!(web["inside"], json!(places));
+    assert_eq!(web["backends"].as_array().map(Vec::len), Some(6), "{web}");
+    let text = cluster.pith(&["services"]);
+    assert!(text.ok && text.stdout.contains("default/web"), "{}{}", text.stdout, text.stderr);
+    let absent = cluster.pith(&["services", "--replica", "replica-9"]);
+    assert!(!absent.ok && absent.stderr.contains("no datapath is pinned in"), "{}", absent.stderr);
 }

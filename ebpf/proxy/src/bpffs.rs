@@ -38,6 +38,8 @@ pub enum PinError {
     OtherLayout { path: PathBuf, found: String },
     #[error("{path} holds pins that are not ours, left untouched: {}", .pins.join(", "))]
     Foreign { path: PathBuf, pins: Vec<String> },
+    #[error("no datapath is pinned in {path}")]
+    Absent { path: PathBuf },
     #[error("{action} {path}")]
     Io {
         action: &'static str,
@@ -80,6 +82,21 @@ impl Pins {
             fs::create_dir_all(&folder).map_err(PinError::io("create", &folder))?;
         }
         Ok(pins)
+    }
+
+    /// The folder of a datapath that is there.
+    pub(crate) fn existing(folder: &Path) -> Result<Self, PinError> {
+        let pins = Self { folder: folder.to_owned(), layout: LAYOUT };
+        let absent = || PinError::Absent { path: folder.to_owned() };
+        if pins.maps().try_exists().map_err(PinError::io("look at", folder))? {
+            return Ok(pins);
+        }
+        let others = if folder.is_dir() { names(folder)? } else { Vec::new() };
+        let other = others.iter().find_map(|name| name.strip_prefix("layout-"));
+        Err(other.map_or_else(absent, |found| PinError::OtherLayout {
+            path: folder.to_owned(),
+            found: found.to_owned(),
+        }))
     }
 
     fn layout(&self) -> PathBuf {

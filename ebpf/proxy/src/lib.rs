@@ -18,6 +18,7 @@ mod gateway;
 mod generation;
 mod gone;
 mod health;
+pub mod inspect;
 mod kernel;
 mod loaded;
 mod maglev;

@@ -12,7 +12,7 @@ use pith_abi::{
 };
 use pith_core::crc::{self, Carry};
 
-use crate::cidr::Cidr;
+use crate::{bpffs::Pins, cidr::Cidr};
 
 /// Of the prefix of a key of SOURCES, before its range.
 const SERVICE_BITS: u32 = u32::BITS;
@@ -73,8 +73,8 @@ pub(crate) struct Maps {
     reasons: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     at_pods: Array<MapData, u64>,
-    /// Only held, for programs that are loaded later.
-    _carry: Array<MapData, Carry>,
+    /// Held for programs that are loaded later.
+    carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
     pub(crate) forward: HashMap<MapData, Tuple, Tuple>,
 }
@@ -82,21 +82,33 @@ pub(crate) struct Maps {
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapAccess> {
-        let mut carry = typed(ebpf, map_name::CARRY)?;
-        Self::fill_carry(&mut carry)?;
+        let mut maps = Self::with(|name| {
+            Ok(ebpf.take_map(name).expect("the embedded object has every map of the ABI"))
+        })?;
+        Self::fill_carry(&mut maps.carry)?;
+        Ok(maps)
+    }
+
+    /// Opens the maps of a datapath that another process keeps.
+    pub(crate) fn pinned(pins: &Pins) -> Result<Self, MapAccess> {
+        Self::with(|name| MapData::from_pin(pins.map(name)).and_then(Map::from_map_data))
+    }
+
+    fn with(mut map: impl FnMut(&'static str) -> Result<Map, MapError>) -> Result<Self, MapAccess> {
+        let map = &mut map;
         Ok(Self {
-            frontends: typed(ebpf, map_name::FRONTENDS)?,
-            services: typed(ebpf, map_name::SERVICES)?,
-            backends: typed(ebpf, map_name::BACKENDS)?,
-            affinity: typed(ebpf, map_name::AFFINITY)?,
-            nodes: typed(ebpf, map_name::NODES)?,
-            node: typed(ebpf, map_name::NODE)?,
-            reasons: typed(ebpf, map_name::REASONS)?,
-            sources: typed(ebpf, map_name::SOURCES)?,
-            at_pods: typed(ebpf, map_name::AT_PODS)?,
-            _carry: carry,
-            flows: typed(ebpf, map_name::FLOWS)?,
-            forward: typed(ebpf, map_name::FORWARD)?,
+            frontends: typed(map, map_name::FRONTENDS)?,
+            services: typed(map, map_name::SERVICES)?,
+            backends: typed(map, map_name::BACKENDS)?,
+            affinity: typed(map, map_name::AFFINITY)?,
+            nodes: typed(map, map_name::NODES)?,
+            node: typed(map, map_name::NODE)?,
+            reasons: typed(map, map_name::REASONS)?,
+            sources: typed(map, map_name::SOURCES)?,
+            at_pods: typed(map, map_name::AT_PODS)?,
+            carry: typed(map, map_name::CARRY)?,
+            flows: typed(map, map_name::FLOWS)?,
+            forward: typed(map, map_name::FORWARD)?,
         })
     }
 
@@ -218,9 +230,11 @@ impl ServiceMaps for Maps {
     }
 }
 
-fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapAccess> {
-    let map = ebpf.take_map(name).expect("the embedded object has every map of the ABI");
-    T::try_from(map).map_err(MapAccess::of(name))
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    map: &mut impl FnMut(&'static str) -> Result<Map, MapError>,
+    name: &'static str,
+) -> Result<T, MapAccess> {
+    map(name).and_then(T::try_from).map_err(MapAccess::of(name))
 }
 
 /// Removing what is gone already is no failure.

@@ -438,7 +438,7 @@ fn is_counted(key: &GroupKey) -> bool {
 }
 
 /// A frontend in words.
-fn show(frontend: &Frontend) -> String {
+pub(crate) fn show(frontend: &Frontend) -> String {
     let port = u16::from_be(frontend.port_be);
     let protocol = match frontend.proto {
         pith_abi::proto::TCP => "TCP",

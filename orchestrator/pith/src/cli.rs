@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Down(DownArgs),
     /// Show the replicas, pods and Services of a cluster on this machine.
     Status(StatusArgs),
+    /// Show what a replica's eBPF programs know of Services: backends, generations, flows, verdicts.
+    Services(ServicesArgs),
     /// Run a primary: API server, controllers, scheduler.
     Primary(PrimaryArgs),
     /// Run a replica: kubelet, eBPF proxy, DNS.
@@ -206,6 +208,20 @@ pub(crate) struct DownArgs {
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct ServicesArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Whose programs.
+    #[arg(long, value_name = "NAME", default_value = "replica-1")]
+    pub(crate) replica: String,
+    /// Where its maps are pinned, for a replica or proxy that `up` has not started.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "replica")]
+    pub(crate) bpf_dir: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
 }

@@ -14,6 +14,7 @@ mod image;
 mod machine;
 mod output;
 mod roles;
+mod services;
 mod token;
 
 use cli::{Cli, Command, UsedWrongly};
@@ -40,6 +41,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Up(args) => cluster::up::run(&args),
         Command::Down(args) => cluster::down::run(&args),
         Command::Status(args) => cluster::status::run(&args),
+        Command::Services(args) => services::run(&args),
         Command::Primary(args) => roles::primary::run(args),
         Command::Replica(args) => roles::replica::run(args),
         Command::Proxy(args) => roles::proxy::run(args),
