@@ -2,6 +2,7 @@
 
 mod driver;
 mod gateway;
+mod pains;
 mod services;
 mod socket;
 mod support;

@@ -1,4 +1,4 @@
-//! What a Service promises, each promise on real sockets; regressions carry the name of the pain they were.
+//! What a Service promises, each promise on real sockets.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -7,37 +7,19 @@ use std::{
 };
 
 use crate::support::{
-    DEADLINE, Demo, Namespace, Sandbox, ask_tcp, ask_udp, at,
-    network::{A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, REMOTE, cidr},
-    raw::{Raw, ping},
-    serve_tcp, serve_udp,
+    DEADLINE, Namespace, Sandbox, ask_tcp, ask_udp, at,
+    network::{
+        A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, REMOTE, cidr, echo,
+        everywhere, serve,
+    },
+    raw::Raw,
 };
-use nix::sys::socket::{setsockopt, sockopt::ReuseAddr};
 use pith_abi::Reason;
 use pith_core::crc;
 use pith_proxy::{
     plan_host_ports,
-    service::{Balance, HostPort, HostPorts, Policy, Protocol, ServiceName},
+    service::{Balance, HostPort, HostPorts, Protocol, ServiceName},
 };
-
-/// A Service of every kind: cluster address, node port, load balancer and external address.
-fn everywhere(protocol: Protocol, backends: &[[u8; 4]]) -> Demo {
-    let mut demo = Demo::new(CLUSTER_IP, protocol, 80, 8080);
-    demo.service.ports[0].node_port = Some(NODE_PORT);
-    demo.service.balancer_ips = vec![BALANCER_IP.into()];
-    demo.service.external_ips = vec![EXTERNAL_IP.into()];
-    demo.endpoints(backends);
-    demo
-}
-
-fn serve(namespace: &Namespace, address: [u8; 4]) {
-    namespace.run(move || {
-        serve_tcp(at(address, 8080));
-        serve_udp(at(address, 8080));
-    });
-}
-
-const REFUSED: Result<[u8; 4], ErrorKind> = Err(ErrorKind::ConnectionRefused);
 
 #[test]
 fn every_address_of_a_service_answers() {
@@ -84,102 +66,6 @@ fn host_ports_lead_to_their_pod() {
     });
 }
 
-/// Silent black hole in place of RST (calico#8882, #13570).
-#[test]
-fn pain_5_no_endpoints_are_refused_at_once() {
-    Sandbox::run("pain5", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            nodes.apply(&everywhere(protocol, &[]));
-            let ask = if protocol == Protocol::Tcp { ask_tcp } else { ask_udp };
-            for place in [at(NODE, NODE_PORT), at(BALANCER_IP, 80), at(EXTERNAL_IP, 80), at(BALANCER_IP, 81)]
-            {
-                assert_eq!(nodes.outside.run(move || ask(place)), REFUSED, "{protocol:?} {place}");
-            }
-            for place in [at(CLUSTER_IP, 80), at(CLUSTER_IP, 81), at(BALANCER_IP, 80), at(EXTERNAL_IP, 81)] {
-                assert_eq!(nodes.b.run(move || ask(place)), REFUSED, "{protocol:?} {place}");
-                assert_eq!(nodes.c.run(move || ask(place)), REFUSED, "{protocol:?} {place}");
-            }
-        }
-    });
-}
-
-/// Ping to a Service address loops (cilium#14118).
-#[test]
-fn pain_6_a_service_address_answers_a_ping() {
-    Sandbox::run("pain6", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        nodes.apply(&everywhere(Protocol::Tcp, &[]));
-        for address in [BALANCER_IP, EXTERNAL_IP] {
-            assert_eq!(nodes.outside.run(move || ping(address)), Some(address));
-        }
-        for address in [CLUSTER_IP, BALANCER_IP, EXTERNAL_IP] {
-            assert_eq!(nodes.b.run(move || ping(address)), Some(address));
-        }
-    });
-}
-
-/// Hairpin replies denied (cilium#27709); hairpin hides the pod's address (cilium#26100).
-#[test]
-fn pain_7_a_pod_reaches_itself_through_its_service() {
-    Sandbox::run("pain7", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        serve(&nodes.a, A);
-        serve(&nodes.c, C);
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let ask = if protocol == Protocol::Tcp { ask_tcp } else { ask_udp };
-            nodes.apply(&everywhere(protocol, &[C]));
-            assert_eq!(nodes.c.run(move || ask(at(CLUSTER_IP, 80))), Ok(C), "at the socket it sees itself");
-            nodes.apply(&everywhere(protocol, &[A]));
-            assert_eq!(
-                nodes.a.run(move || ask(at(CLUSTER_IP, 80))),
-                Ok(CLUSTER_IP),
-                "by packets, the Service"
-            );
-        }
-    });
-}
-
-/// Same client port to one backend through two Service addresses collides (documented Cilium limit).
-#[test]
-fn pain_9_one_client_port_through_two_addresses() {
-    Sandbox::run("pain9", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        echo(&nodes.a, A);
-        nodes.apply(&everywhere(Protocol::Tcp, &[A]));
-        nodes.outside.run(|| {
-            let connect = |to: [u8; 4], port: u16| {
-                use std::os::fd::AsFd;
-                let socket = nix::sys::socket::socket(
-                    nix::sys::socket::AddressFamily::Inet,
-                    nix::sys::socket::SockType::Stream,
-                    nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-                    None,
-                )
-                .expect("a socket");
-                setsockopt(&socket, ReuseAddr, &true).expect("set");
-                let address =
-                    |[a, b, c, d]: [u8; 4], port| nix::sys::socket::SockaddrIn::new(a, b, c, d, port);
-                use std::os::fd::AsRawFd;
-                nix::sys::socket::bind(socket.as_raw_fd(), &address(OUTSIDE, 45_000)).expect("bound");
-                nix::sys::socket::connect(socket.as_fd().as_raw_fd(), &address(to, port)).expect("answered");
-                TcpStream::from(socket)
-            };
-            let mut streams = [connect(BALANCER_IP, 80), connect(EXTERNAL_IP, 80), connect(NODE, NODE_PORT)];
-            for round in 0..3 {
-                for (number, stream) in streams.iter_mut().enumerate() {
-                    let byte = [round * 10 + number as u8];
-                    stream.write_all(&byte).expect("sent");
-                    let mut back = [0];
-                    stream.set_read_timeout(Some(DEADLINE)).expect("set");
-                    stream.read_exact(&mut back).expect("answered");
-                    assert_eq!(back, byte, "each connection is its own");
-                }
-            }
-        });
-    });
-}
-
 #[test]
 fn only_the_sources_named_are_served() {
     Sandbox::run("sources", |sandbox| {
@@ -198,37 +84,6 @@ fn only_the_sources_named_are_served() {
         assert!(nodes.count(Reason::SourceDenied) > 0);
         assert_eq!(nodes.outside.run(|| ask_tcp(at(NODE, NODE_PORT))), Ok(OUTSIDE), "node ports are open");
         assert_eq!(nodes.c.run(|| ask_tcp(at(CLUSTER_IP, 80))), Ok(C));
-    });
-}
-
-/// Source address lost where externalTrafficPolicy is Local.
-#[test]
-fn pain_12_local_policy_keeps_the_source_and_drains() {
-    Sandbox::run("pain12", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        serve(&nodes.a, A);
-        serve(&nodes.outside, REMOTE);
-        let mut demo = everywhere(Protocol::Tcp, &[A, REMOTE]);
-        demo.service.external = Policy::Local;
-        demo.slice.endpoints[0].node = Some("here".into());
-        demo.slice.endpoints[1].node = Some("there".into());
-        nodes.apply(&demo);
-        for place in [at(NODE, NODE_PORT), at(BALANCER_IP, 80), at(EXTERNAL_IP, 80)] {
-            for _ in 0..10 {
-                assert_eq!(nodes.outside.run(move || ask_tcp(place)), Ok(OUTSIDE), "{place}");
-            }
-        }
-        // The last local endpoint is told to end: it serves on, before the ready one elsewhere.
-        demo.slice.endpoints[0].ready = false;
-        demo.slice.endpoints[0].draining = true;
-        nodes.apply(&demo);
-        assert_eq!(nodes.outside.run(|| ask_tcp(at(NODE, NODE_PORT))), Ok(OUTSIDE));
-        // None is left here.
-        demo.slice.endpoints.remove(0);
-        nodes.apply(&demo);
-        assert_eq!(nodes.outside.run(|| ask_tcp(at(NODE, NODE_PORT))), REFUSED);
-        assert_eq!(nodes.outside.run(|| ask_tcp(at(BALANCER_IP, 80))), REFUSED);
-        assert_eq!(nodes.b.run(|| ask_tcp(at(BALANCER_IP, 80))), Ok(B), "pods take any endpoint");
     });
 }
 
@@ -286,71 +141,6 @@ fn name_server(address: [u8; 4]) {
     });
 }
 
-fn echo(namespace: &Namespace, address: [u8; 4]) {
-    namespace.run(move || {
-        let listener = TcpListener::bind(at(address, 8080)).expect("a server's address");
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                thread::spawn(move || {
-                    let mut buffer = [0; 4096];
-                    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-                        if stream.write_all(&buffer[..read]).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-    });
-}
-
-/// UDP entry kept alive by one-way traffic sends to a dead pod for hours (kubernetes#139628); and the client's
-/// socket, which holds on to the backend it was given, is led elsewhere untouched.
-#[test]
-fn pain_1_a_datagram_client_is_led_elsewhere() {
-    Sandbox::run("pain1", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        for (pod, address) in [(&nodes.a, A), (&nodes.b, B)] {
-            pod.run(move || {
-                let socket = UdpSocket::bind(at(address, 8080)).expect("a server's address");
-                thread::spawn(move || {
-                    let mut buffer = [0; 16];
-                    while let Ok((_, client)) = socket.recv_from(&mut buffer) {
-                        let _ = socket.send_to(&address, client);
-                    }
-                });
-            });
-        }
-        nodes.apply(&everywhere(Protocol::Udp, &[A]));
-        let connect = |place: std::net::SocketAddrV4| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            socket.set_read_timeout(Some(DEADLINE)).expect("set");
-            socket.connect(place).expect("connected");
-            socket
-        };
-        let ask = |socket: UdpSocket| {
-            socket.send(b"?").expect("sent");
-            let mut answer = [0; 4];
-            socket.recv(&mut answer).expect("answered");
-            (socket, answer)
-        };
-        let outside = nodes.outside.run(move || ask(connect(at(NODE, NODE_PORT))));
-        let pod = nodes.c.run(move || ask(connect(at(CLUSTER_IP, 80))));
-        let plain = nodes.b.run(move || ask(connect(at(CLUSTER_IP, 80))));
-        assert_eq!([outside.1, pod.1, plain.1], [A; 3]);
-
-        nodes.apply(&everywhere(Protocol::Udp, &[B]));
-        nodes.collect();
-        assert_eq!(nodes.outside.run(move || ask(outside.0)).1, B, "from outside");
-        let (pod, answer) = nodes.c.run(move || ask(pod.0));
-        assert_eq!(answer, B, "a connected socket of a pod");
-        assert_eq!(pod.peer_addr().expect("connected"), SocketAddr::from(at(CLUSTER_IP, 80)));
-        assert_eq!(nodes.b.run(move || ask(plain.0)).1, B, "a pod's plain packets");
-        assert!(nodes.count(Reason::Resteered) > 0);
-    });
-}
-
 /// A connection to a backend that is gone is reset, wherever it was translated.
 #[test]
 fn connections_to_a_backend_that_is_gone_are_reset() {
@@ -393,39 +183,6 @@ fn connections_to_a_backend_that_is_gone_are_reset() {
         }
         let direct = nodes.c.run(move || talk(TcpStream::connect(at(A, 8080)).expect("it still listens")));
         assert!(direct.is_ok(), "who means that very place gets there");
-    });
-}
-
-/// Path-MTU ICMP with the inner tuple untranslated (cilium#47755).
-#[test]
-fn pain_4_path_mtu_discovery_works_through_a_service() {
-    const BYTES: usize = 100_000;
-    Sandbox::run("pain4", |sandbox| {
-        let mut nodes = Nodes::new(sandbox);
-        // The pod believes in 1500 bytes, and so tells its clients; the way to it takes less.
-        crate::support::ip("link set pod-a mtu 1300");
-        nodes.a.run(|| {
-            let listener = TcpListener::bind(at(A, 8080)).expect("a server's address");
-            thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let Ok(mut stream) = stream else { return };
-                    let mut all = vec![0; BYTES];
-                    let _ = stream.read_exact(&mut all).and_then(|()| stream.write_all(b"all"));
-                }
-            });
-        });
-        nodes.apply(&everywhere(Protocol::Tcp, &[A]));
-        let send = |place: std::net::SocketAddrV4| {
-            let mut stream = TcpStream::connect_timeout(&place.into(), DEADLINE).expect("answers");
-            stream.set_read_timeout(Some(DEADLINE)).expect("set");
-            stream.write_all(&vec![7; BYTES]).expect("sent");
-            let mut answer = [0; 3];
-            stream.read_exact(&mut answer).expect("everything arrived");
-        };
-        nodes.outside.run(move || send(at(BALANCER_IP, 80)));
-        nodes.outside.run(move || send(at(NODE, NODE_PORT)));
-        nodes.b.run(move || send(at(CLUSTER_IP, 80)));
-        assert!(nodes.count(Reason::IcmpError) > 0, "somebody was told");
     });
 }
 

@@ -149,8 +149,9 @@ fn node_ports_reach_backends_here_and_elsewhere() {
     });
 }
 
+/// Restart deletes valid flows or live Services (cilium#29667, #27215; calico#10670: 20 minutes of loss).
 #[test]
-fn a_restarted_proxy_adopts_and_disturbs_nothing() {
+fn pain_3_a_restarted_proxy_adopts_and_disturbs_nothing() {
     Sandbox::run("restart", |sandbox| {
         let mut network = Network::new(sandbox);
         network.pod.run(|| {

@@ -202,6 +202,15 @@ pub(crate) fn own_namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), rustix::thread::gettid().as_raw_nonzero())
 }
 
+/// Tries until something holds that nothing announces.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + 2 * DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A Service with ports of one name each, for plans in tests.
 pub(crate) struct Demo {
     pub(crate) service: Service,

@@ -7,12 +7,19 @@
 //! ```
 //! Sockets of `c` see Services; those of `a` and `b` do not, so that all their packets come to the pods' links.
 
-use std::net::Ipv4Addr;
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, TcpListener},
+    thread,
+};
 
 use pith_abi::Reason;
-use pith_proxy::{Cidr, Datapath, NodeIdentity, ServicePlan, plan_service, table::Table};
+use pith_proxy::{
+    Cidr, Collected, Datapath, Limits, NodeIdentity, ServicePlan, plan_service, service::Protocol,
+    table::Table,
+};
 
-use super::{Demo, Namespace, Sandbox, ip};
+use super::{Demo, Namespace, Sandbox, at, ip, serve_tcp, serve_udp};
 
 pub(crate) const OUTSIDE: [u8; 4] = [172, 30, 0, 1];
 pub(crate) const NODE: [u8; 4] = [172, 30, 0, 2];
@@ -39,6 +46,10 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
+        Self::with_limits(sandbox, Limits::default())
+    }
+
+    pub(crate) fn with_limits(sandbox: &Sandbox, limits: Limits) -> Self {
         let outside = Namespace::new(sandbox);
         let (a, b, c) = (Namespace::new(sandbox), Namespace::new(sandbox), Namespace::of_pod(sandbox));
         for (file, value) in
@@ -72,7 +83,7 @@ impl Nodes {
         }
         // What pith's own pod network does for addresses that no pod has.
         ip("route add unreachable 10.244.1.0/24");
-        let (datapath, table) = open(sandbox);
+        let (datapath, table) = open(sandbox, limits);
         let mut identity = NodeIdentity::new("here");
         identity.ready.insert("here".into());
         identity.pods = Some(cidr("10.244.1.0/24"));
@@ -94,9 +105,9 @@ impl Nodes {
     }
 
     /// Ends flows to backends that are gone, as the driver does.
-    pub(crate) fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) -> Collected {
         let table = &self.table;
-        self.datapath.collect(|service, backend| table.serves(service, backend)).expect("flows can be read");
+        self.datapath.collect(|service, backend| table.serves(service, backend)).expect("flows can be read")
     }
 
     pub(crate) fn count(&self, reason: Reason) -> u64 {
@@ -109,10 +120,11 @@ pub(crate) fn cidr(text: &str) -> Cidr {
     text.parse().expect("a network")
 }
 
-fn open(sandbox: &Sandbox) -> (Datapath, Table) {
+fn open(sandbox: &Sandbox, limits: Limits) -> (Datapath, Table) {
     let mut config = sandbox.config();
     config.cluster_cidr = Some(cidr("10.244.0.0/16"));
     config.pod_interfaces = Some("pod-".into());
+    config.limits = limits;
     let mut datapath = Datapath::open(&config).expect("the datapath opens");
     datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
     datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
@@ -120,4 +132,42 @@ fn open(sandbox: &Sandbox) -> (Datapath, Table) {
     let (maps, limits) = datapath.service_maps();
     let table = Table::adopt(maps, limits).expect("the maps can be read");
     (datapath, table)
+}
+
+/// A Service of every kind: cluster address, node port, load balancer and external address.
+pub(crate) fn everywhere(protocol: Protocol, backends: &[[u8; 4]]) -> Demo {
+    let mut demo = Demo::new(CLUSTER_IP, protocol, 80, 8080);
+    demo.service.ports[0].node_port = Some(NODE_PORT);
+    demo.service.balancer_ips = vec![BALANCER_IP.into()];
+    demo.service.external_ips = vec![EXTERNAL_IP.into()];
+    demo.endpoints(backends);
+    demo
+}
+
+pub(crate) fn serve(namespace: &Namespace, address: [u8; 4]) {
+    namespace.run(move || {
+        serve_tcp(at(address, 8080));
+        serve_udp(at(address, 8080));
+    });
+}
+
+pub(crate) const REFUSED: Result<[u8; 4], ErrorKind> = Err(ErrorKind::ConnectionRefused);
+
+pub(crate) fn echo(namespace: &Namespace, address: [u8; 4]) {
+    namespace.run(move || {
+        let listener = TcpListener::bind(at(address, 8080)).expect("a server's address");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..read]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    });
 }
