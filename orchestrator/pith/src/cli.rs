@@ -13,6 +13,8 @@ use pith_image::Reference;
 use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
+use crate::run::RunArgs;
+
 /// Where state lives unless `--dir` says otherwise.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";
 
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Look after a replica's image store.
     Image(ImageArgs),
+    /// Run one container without any cluster.
+    Run(RunArgs),
     /// Say what this kernel can and cannot do for pith, and what to change.
     Doctor(DoctorArgs),
 }

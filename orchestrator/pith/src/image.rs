@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use pith_image::{Auth, Event, Image, Policy, Progress, Removed, Step, Store};
+use pith_image::{Auth, Event, Image, Policy, Progress, Reference, Removed, Step, Store};
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterArgs, DEFAULT_DIR, ImageArgs, ImageCommand, Output};
@@ -75,22 +75,15 @@ enum Outcome {
 fn act(command: &ImageCommand, dir: &Path) -> Result<Outcome> {
     // A store comes into being with what is put into it, not by a mistyped path.
     match command {
-        ImageCommand::Import { file } => {
-            drop(File::open(file).with_context(|| format!("open {}", file.display()))?)
-        }
+        ImageCommand::Import { file } => check(file)?,
         ImageCommand::Pull { .. } => {}
         ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc if dir.exists() => {}
         ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc => bail!("it does not exist"),
     }
     let store = Store::open(dir)?;
     Ok(match command {
-        ImageCommand::Import { file } => Outcome::Images(store.import(file, None, &Reporter::new())?),
-        ImageCommand::Pull { reference } => {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-            let pull = store.pull(reference, &Auth::Anonymous, Arc::new(Reporter::new()));
-            Outcome::Images(vec![runtime.block_on(pull)?])
-        }
+        ImageCommand::Import { file } => Outcome::Images(import(&store, file)?),
+        ImageCommand::Pull { reference } => Outcome::Images(vec![pull(&store, reference)?]),
         ImageCommand::Ls => Outcome::Images(store.list()?),
         ImageCommand::Rm { reference } => Outcome::Removed(store.remove(reference)?),
         ImageCommand::Gc => {
@@ -98,6 +91,23 @@ fn act(command: &ImageCommand, dir: &Path) -> Result<Outcome> {
             Outcome::Removed(store.gc(&in_use, Policy::Unused { min_age: GC_MIN_AGE })?)
         }
     })
+}
+
+/// Whether there is a file to read.
+pub(crate) fn check(file: &Path) -> Result<()> {
+    File::open(file).map(drop).with_context(|| format!("open {}", file.display()))
+}
+
+/// The images of an archive, with progress.
+pub(crate) fn import(store: &Store, file: &Path) -> Result<Vec<Image>> {
+    Ok(store.import(file, None, &Reporter::new())?)
+}
+
+/// An image from its registry, with progress.
+pub(crate) fn pull(store: &Store, reference: &Reference) -> Result<Image> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    Ok(runtime.block_on(store.pull(reference, &Auth::Anonymous, Arc::new(Reporter::new())))?)
 }
 
 impl Outcome {

@@ -14,6 +14,7 @@ mod image;
 mod machine;
 mod output;
 mod roles;
+mod run;
 mod services;
 mod token;
 
@@ -23,12 +24,16 @@ const USED_WRONGLY: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Run(_) = cli.command {
+        // Before anything is opened: this file must not be within a container's reach.
+        pith_oci::shield::raise();
+    }
     if let Command::Replica(_) | Command::Proxy(_) = cli.command {
         allocator::give_back_at_once();
     }
     output::start_logging(cli.log.as_deref());
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+    match carry_out(cli.command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("pith: {error:#}");
             if error.is::<UsedWrongly>() { ExitCode::from(USED_WRONGLY) } else { ExitCode::FAILURE }
@@ -36,8 +41,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        // The one command whose exit code is somebody else's: the container's program's.
+        Command::Run(args) => return run::run(&args),
         Command::Up(args) => cluster::up::run(&args),
         Command::Down(args) => cluster::down::run(&args),
         Command::Status(args) => cluster::status::run(&args),
@@ -48,5 +55,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Token(args) => token::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

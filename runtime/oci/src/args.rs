@@ -28,8 +28,8 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// Reads flags up to the first argument.
-    pub fn read(known: &[Flag], words: impl IntoIterator<Item = String>) -> Result<Parsed> {
+    /// Reads flags up to the first argument. What is known comes in groups, which commands share.
+    pub fn read(known: &[&[Flag]], words: impl IntoIterator<Item = String>) -> Result<Parsed> {
         let mut words = words.into_iter();
         let mut parsed = Parsed::default();
         while let Some(word) = words.next() {
@@ -50,6 +50,7 @@ impl Parsed {
             };
             let found = known
                 .iter()
+                .flat_map(|group| group.iter())
                 .find(|flag| flag.names.contains(&name))
                 .ok_or_else(|| Error::Usage(format!("flag provided but not defined: -{name}")))?;
             let value = match (found.value, inline) {
@@ -127,7 +128,7 @@ mod tests {
             ("--env", Err("flag needs an argument: -env")),
         ];
         for (words, expect) in cases {
-            let got = Parsed::read(KNOWN, words.split_whitespace().map(str::to_owned));
+            let got = Parsed::read(&[KNOWN], words.split_whitespace().map(str::to_owned));
             let got = got.map_err(|error| error.to_string());
             let expect = expect.map_err(str::to_owned).map(|(flags, rest)| Parsed {
                 flags: flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),

@@ -12,12 +12,14 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::log::Log;
+use crate::witness::Witness;
 
 /// Largest configuration that is read, in bytes.
 const CONFIG_MAX: u64 = 16 * 1024 * 1024;
 
+/// A configuration, and where it stands.
 #[derive(Debug)]
-pub(crate) struct Bundle {
+pub struct Bundle {
     pub(crate) dir: PathBuf,
     pub(crate) spec: Spec,
     /// The file as it was.
@@ -43,6 +45,14 @@ impl Bundle {
         }
         root.set_path(rootfs);
         Ok(Bundle { dir, spec, text })
+    }
+
+    /// Of a configuration that nobody has written down yet. `root.path` is absolute; an overlay needs no more than that
+    /// folder.
+    #[must_use]
+    pub fn of(dir: PathBuf, spec: Spec) -> Bundle {
+        let text = serde_json::to_vec(&spec).expect("a configuration is text and numbers");
+        Bundle { dir, spec, text }
     }
 
     /// Adds to the program's environment.

@@ -7,11 +7,12 @@ use std::time::Duration;
 use oci_spec::runtime::{
     Linux, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResources, Spec,
 };
-use pith_cgroup::{Cgroup, Hierarchy};
+use pith_cgroup::{Cgroup, Controller, Hierarchy, Step};
 use pith_container::supervisor::protocol::CgroupDirs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::witness::{Witness, tell};
 
 /// How long processes may take to end once they have been killed.
 const END: Duration = Duration::from_secs(10);
@@ -96,15 +97,43 @@ pub(crate) fn hierarchy() -> Result<Arc<Hierarchy>> {
 }
 
 /// Makes the cgroup and sets its limits.
-pub(crate) fn make(hierarchy: &Arc<Hierarchy>, place: &Place, linux: &Linux) -> Result<(Cgroup, CgroupDirs)> {
-    let cgroup = Cgroup::create(hierarchy, &place.path)?;
+pub(crate) fn make(
+    hierarchy: &Arc<Hierarchy>,
+    place: &Place,
+    linux: &Linux,
+    witness: &dyn Witness,
+) -> Result<CgroupDirs> {
+    let words = || (format!("mkdir {}", place.path), "a cgroup in every hierarchy that measures".to_owned());
+    let cgroup = tell(witness, words, || Cgroup::create(hierarchy, &place.path))?;
     let mut resources = linux.resources().clone().unwrap_or_default();
     resources.set_devices(Some(device_rules(&resources)));
-    cgroup.apply(&resources)?;
+    let words = || (in_words(hierarchy, &resources), "what the container may use, and how much".to_owned());
+    tell(witness, words, || cgroup.apply(&resources))?;
     let unified = cgroup.v2_dir();
     let legacy =
         cgroup.dirs().into_iter().filter(|dir| Some(dir) != unified.as_ref()).collect::<Vec<PathBuf>>();
-    Ok((cgroup, CgroupDirs { unified, legacy }))
+    Ok(CgroupDirs { unified, legacy })
+}
+
+/// The control files that resources come to. Of the device rules only their number: there are always a dozen.
+fn in_words(hierarchy: &Hierarchy, resources: &LinuxResources) -> String {
+    let steps = pith_cgroup::plan(hierarchy, resources).unwrap_or_default();
+    let mut writes = Vec::new();
+    let mut devices = 0;
+    for step in steps {
+        match step {
+            Step::Write(write) | Step::IfPresent(write) if write.controller != Controller::Devices => {
+                writes.push(write.to_string());
+            }
+            Step::Pair(first, second) => writes.extend([first.to_string(), second.to_string()]),
+            Step::DeviceProgram(_) => writes.push("bpf BPF_PROG_ATTACH the device rules".to_owned()),
+            Step::Write(_) | Step::IfPresent(_) => devices += 1,
+        }
+    }
+    if devices > 0 {
+        writes.push(format!("devices.allow, devices.deny ← {devices} rules"));
+    }
+    format!("write {}", writes.join(", "))
 }
 
 pub(crate) fn is_frozen(place: &Place) -> bool {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::args::{Flag, Parsed, switch, value};
+use crate::bundle::Bundle;
 use crate::console::Inherited;
-use crate::create::{Request, create};
+use crate::create::{Extras, Request, create};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::state::Folder;
@@ -34,18 +35,8 @@ const CREATE: &[Flag] = &[
     value(&["preserve-fds"]),
 ];
 
-const RUN: &[Flag] = &[
-    value(&["bundle", "b"]),
-    value(&["console-socket"]),
-    value(&["pidfd-socket"]),
-    value(&["pid-file"]),
-    switch(&["no-pivot"]),
-    switch(&["no-new-keyring"]),
-    value(&["preserve-fds"]),
-    switch(&["detach", "d"]),
-    switch(&["keep"]),
-    switch(&["no-subreaper"]),
-];
+/// What `run` has beside those of `create`.
+const FOREGROUND: &[Flag] = &[switch(&["detach", "d"]), switch(&["keep"]), switch(&["no-subreaper"])];
 
 const EXEC: &[Flag] = &[
     value(&["console-socket"]),
@@ -68,25 +59,29 @@ const EXEC: &[Flag] = &[
     switch(&["no-subreaper"]),
 ];
 
-/// Name, flags, and a line about it.
-const COMMANDS: &[(&str, &[Flag], &str)] = &[
+/// Name, groups of flags, and a line about it.
+const COMMANDS: &[(&str, &[&[Flag]], &str)] = &[
     ("checkpoint", &[], "refused: this runtime makes no checkpoints"),
-    ("create", CREATE, "create a container"),
-    ("delete", &[switch(&["force", "f"])], "delete any resources held by the container"),
-    ("events", &[switch(&["stats"]), value(&["interval"])], "display container events and statistics"),
-    ("exec", EXEC, "execute new process inside the container"),
+    ("create", &[CREATE], "create a container"),
+    ("delete", &[&[switch(&["force", "f"])]], "delete any resources held by the container"),
+    ("events", &[&[switch(&["stats"]), value(&["interval"])]], "display container events and statistics"),
+    ("exec", &[EXEC], "execute new process inside the container"),
     ("features", &[], "show the enabled features"),
-    ("kill", &[switch(&["all", "a"])], "kill sends the specified signal (default: SIGTERM) to the container"),
-    ("list", &[value(&["format", "f"]), switch(&["quiet", "q"])], "lists containers with the given root"),
+    (
+        "kill",
+        &[&[switch(&["all", "a"])]],
+        "kill sends the specified signal (default: SIGTERM) to the container",
+    ),
+    ("list", &[&[value(&["format", "f"]), switch(&["quiet", "q"])]], "lists containers with the given root"),
     ("pause", &[], "pause suspends all processes inside the container"),
-    ("ps", &[value(&["format", "f"])], "ps displays the processes running inside a container"),
+    ("ps", &[&[value(&["format", "f"])]], "ps displays the processes running inside a container"),
     ("restore", &[], "refused: this runtime makes no checkpoints"),
     ("resume", &[], "resumes all processes that have been previously paused"),
-    ("run", RUN, "create and run a container"),
-    ("spec", &[value(&["bundle", "b"]), switch(&["rootless"])], "create a new specification file"),
+    ("run", &[CREATE, FOREGROUND], "create and run a container"),
+    ("spec", &[&[value(&["bundle", "b"]), switch(&["rootless"])]], "create a new specification file"),
     ("start", &[], "executes the user defined process in a created container"),
     ("state", &[], "output the state of a container"),
-    ("update", update::FLAGS, "update container resource constraints"),
+    ("update", &[update::FLAGS], "update container resource constraints"),
 ];
 
 /// A command line, read but not yet carried out.
@@ -109,7 +104,7 @@ pub enum Asked {
 
 /// Reads a command line. Opens nothing: descriptors to preserve are taken here, before ours can get their numbers.
 pub fn read(words: impl IntoIterator<Item = String>) -> Result<Asked> {
-    let global = Parsed::read(GLOBAL, words)?;
+    let global = Parsed::read(&[GLOBAL], words)?;
     if global.is_set("version") {
         let version = env!("CARGO_PKG_VERSION");
         return Ok(Asked::Text(format!("pith-oci version {version}\nspec: {}\n", crate::SPEC_VERSION)));
@@ -169,7 +164,7 @@ impl Invocation {
             "create" => self.create(log).map(|()| 0),
             "run" => {
                 let detach = self.flags.is_set("detach");
-                run::run(&self.request(log, !detach)?, detach, self.flags.is_set("keep"))
+                run::run(self.request(log, !detach)?, detach, self.flags.is_set("keep"))
             }
             "exec" => {
                 let (id, words) = self.flags.at_least_one(self.command)?;
@@ -231,19 +226,21 @@ impl Invocation {
         Ok(Request {
             root: &self.root,
             id,
-            bundle: self.flags.get("bundle"),
+            bundle: Bundle::open(self.flags.get("bundle"), log)?,
+            extras: Extras::default(),
             console_socket: self.flags.get("console-socket").filter(|path| !path.is_empty()),
             pid_file: self.flags.get("pid-file").filter(|path| !path.is_empty()),
             inherited: &self.inherited,
             no_pivot: self.flags.is_set("no-pivot"),
             no_new_keyring: self.flags.is_set("no-new-keyring"),
             attached,
-            log,
+            tied: false,
+            witness: log,
         })
     }
 
     fn create(&self, log: &Log) -> Result<()> {
-        create(&self.request(log, false)?).map(drop)
+        create(&mut self.request(log, false)?).map(drop)
     }
 
     fn state(&self) -> Result<()> {
@@ -255,13 +252,11 @@ impl Invocation {
     }
 
     fn delete(&self, log: &Log) -> Result<()> {
-        let force = self.flags.is_set("force");
-        match self.folder() {
-            Ok(folder) => delete::delete(&folder, force, log),
-            // As with rm -f: what is not there has been deleted.
-            Err(Error::NotFound) if force => Ok(()),
-            Err(error) => Err(error),
+        let [id] = self.flags.exactly(self.command)?;
+        if self.flags.is_set("force") {
+            return delete::remove_container(&self.root, id, log);
         }
+        delete::delete(&Folder::open(&self.root, id)?, false, log)
     }
 }
 

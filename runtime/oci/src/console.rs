@@ -14,7 +14,7 @@ use crate::notify;
 
 /// Descriptors that the caller left open for the container's program, from 3 on.
 #[derive(Debug, Default)]
-pub(crate) struct Inherited {
+pub struct Inherited {
     fds: Vec<OwnedFd>,
     /// As many of them are sockets by sd_listen_fds(3).
     pub(crate) sockets: u32,

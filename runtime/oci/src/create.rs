@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use pith_cgroup::Hierarchy;
-use pith_container::compile::{self, Caller, CgroupView, Options, hooks_of};
+use pith_container::compile::{self, Caller, CgroupView, Options, Overlay, hooks_of};
 use pith_container::execute::{self, Gate, Launch, Launched, Report};
 use pith_container::hooks;
-use pith_container::plan::{Enter, Hook, Namespace, Plan, Stage};
+use pith_container::plan::{Enter, Hook, Namespace, Plan, Stage, Step};
 use pith_container::supervisor::protocol::CgroupDirs;
 use pith_container::supervisor::wire::{self, WireError};
+use pith_container::trace::Carried;
 use pith_sys::process::Child;
 
 use crate::bundle::Bundle;
@@ -20,24 +21,38 @@ use crate::cgroup::{self, Place};
 use crate::console::{self, Inherited};
 use crate::delete;
 use crate::error::{Error, Result};
-use crate::log::Log;
 use crate::notify;
 use crate::state::{Folder, Identified, State, Status};
+use crate::witness::{By, Performed, Witness, tell};
 
 /// What a caller asks for beside the configuration.
-#[derive(Debug)]
-pub(crate) struct Request<'a> {
-    pub(crate) root: &'a Path,
-    pub(crate) id: &'a str,
-    pub(crate) bundle: Option<&'a str>,
-    pub(crate) console_socket: Option<&'a str>,
-    pub(crate) pid_file: Option<&'a str>,
-    pub(crate) inherited: &'a Inherited,
-    pub(crate) no_pivot: bool,
-    pub(crate) no_new_keyring: bool,
+pub struct Request<'a> {
+    /// Folder of the containers' folders.
+    pub root: &'a Path,
+    pub id: &'a str,
+    pub bundle: Bundle,
+    pub extras: Extras,
+    pub console_socket: Option<&'a str>,
+    pub pid_file: Option<&'a str>,
+    pub inherited: &'a Inherited,
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
     /// The terminal, if there is one, is this command's to serve.
-    pub(crate) attached: bool,
-    pub(crate) log: &'a Log,
+    pub attached: bool,
+    /// The container ends with this process, however that ends.
+    pub tied: bool,
+    pub witness: &'a dyn Witness,
+}
+
+/// What an image says and a configuration has no field for.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// The root from layers, in place of `root.path`.
+    pub overlay: Option<Overlay>,
+    /// `user[:group]`, looked up in the container's own files.
+    pub user: Option<String>,
+    /// Load the default seccomp profile where the configuration has none.
+    pub default_seccomp: bool,
 }
 
 /// A container in state `created`.
@@ -48,26 +63,28 @@ pub(crate) struct Created {
     pub(crate) child: Child,
     /// The terminal's master, where no console socket took it.
     pub(crate) terminal: Option<OwnedFd>,
+    /// What it becomes, in words.
+    pub(crate) exec_call: String,
 }
 
-pub(crate) fn create(request: &Request<'_>) -> Result<Created> {
-    let mut bundle = Bundle::open(request.bundle, request.log)?;
-    bundle.add_variables(request.inherited.variables());
+pub(crate) fn create(request: &mut Request<'_>) -> Result<Created> {
+    request.bundle.add_variables(request.inherited.variables());
+    let request = &*request;
+    let bundle = &request.bundle;
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
     console::check(terminal, request.console_socket.is_some(), request.attached)?;
     let hierarchy = cgroup::hierarchy()?;
     let folder = Folder::make(request.root, request.id)?;
     let state = Place::of(&bundle.spec, request.id, &hierarchy)
-        .and_then(|place| new_state(&bundle, &folder, place))
+        .and_then(|place| new_state(bundle, &folder, place))
         .inspect_err(|_| drop(folder.remove()))?;
-    let made =
-        Making { request, bundle: &bundle, folder: &folder, hierarchy: &hierarchy }.make(state.clone());
+    let made = Making { request, bundle, folder: &folder, hierarchy: &hierarchy }.make(state.clone());
     made.inspect_err(|_| {
         // Nothing half-created stays behind; what cannot be removed is said, and `delete --force` tries again.
         if let Err(left) = delete::remove(&folder, &state, true) {
-            request.log.warn(&format!("cleaning up: {left}"));
+            request.witness.warn(&format!("cleaning up: {left}"));
         }
-        run_poststop(&state, request.log);
+        run_poststop(&state, request.witness);
     })
 }
 
@@ -95,9 +112,9 @@ fn new_state(bundle: &Bundle, folder: &Folder, place: Place) -> Result<State> {
 }
 
 /// Hooks of a container that never came to be (OCI lifecycle, step 12 on).
-fn run_poststop(state: &State, log: &Log) {
+fn run_poststop(state: &State, witness: &dyn Witness) {
     if !state.poststop.is_empty() {
-        delete::run_poststop(state, log);
+        delete::run_poststop(state, witness);
     }
 }
 
@@ -115,10 +132,10 @@ impl Making<'_> {
         self.folder.save_config(&self.bundle.text)?;
         let linux = spec.linux().clone().unwrap_or_default();
         let cgroup = match &state.cgroup {
-            Some(place) => match cgroup::make(self.hierarchy, place, &linux) {
-                Ok((_, dirs)) => dirs,
+            Some(place) => match cgroup::make(self.hierarchy, place, &linux, self.request.witness) {
+                Ok(dirs) => dirs,
                 Err(error) if is_denied(&error) => {
-                    self.request.log.warn(&format!("no cgroup of its own: {error}"));
+                    self.request.witness.warn(&format!("no cgroup of its own: {error}"));
                     state.cgroup = None;
                     self.folder.save(&state)?;
                     CgroupDirs { unified: None, legacy: vec![] }
@@ -127,32 +144,43 @@ impl Making<'_> {
             },
             None => CgroupDirs { unified: None, legacy: vec![] },
         };
+        let Extras { overlay, user, default_seccomp } = self.request.extras.clone();
         let options = Options {
-            overlay: None,
+            overlay,
             cgroup,
             cgroup_view: CgroupView::of(self.hierarchy),
-            user: None,
-            default_seccomp: false,
+            user,
+            default_seccomp,
             confine: Default::default(),
         };
         let plan = compile::bundle(spec, &options, &self.caller())?;
         let hooks = hooks_of(spec.hooks().as_ref(), Stage::StartContainer)?;
-        let prepared = execute::prepare(&plan).map_err(Error::Start)?;
+        let prepared = execute::prepare(&plan, |step, carried| self.tell(By::Runtime, step, carried));
+        let prepared = prepared.map_err(Error::Start)?;
         let gate = self.folder.make_gate()?;
-        let launched = execute::launch(&Launch {
+        let launch = Launch {
             hold: true,
             prepared: &prepared,
             preserved: &self.request.inherited.borrowed(),
-            outlive: true,
+            outlive: !self.request.tied,
             gate: Some(Gate { socket: gate.as_fd(), hooks: &hooks }),
-            trace: self.request.log.is_debug(),
+            trace: self.request.witness.wants_steps(),
             ..Launch::new(&plan, console::stdio())
-        })
-        .map_err(Error::Start)?;
+        };
+        let words = || (plan.birth_call(), plan.birth_change());
+        let launched =
+            tell(self.request.witness, words, || execute::launch(&launch)).map_err(Error::Start)?;
         // Closed here, so that nobody is behind the gate once the container's process is gone.
         drop((gate, prepared));
         let terminal = self.follow(&launched, &plan, &mut state).inspect_err(|_| end(&launched.child))?;
-        Ok(Created { folder: self.folder.clone(), state, child: launched.child, terminal })
+        let exec_call = plan.exec_call();
+        Ok(Created { folder: self.folder.clone(), state, child: launched.child, terminal, exec_call })
+    }
+
+    fn tell(&self, by: By, step: &Step, carried: Carried) {
+        if self.request.witness.wants_steps() {
+            self.request.witness.step(&Performed { by, call: step.call(), change: step.change(), carried });
+        }
     }
 
     fn caller(&self) -> Caller {
@@ -165,7 +193,7 @@ impl Making<'_> {
     /// Does the supervisor's part while the plan is carried out; returns when the process waits at its gate.
     fn follow(&self, launched: &Launched, plan: &Plan, state: &mut State) -> Result<Option<OwnedFd>> {
         let pid = launched.child.pid;
-        let (spec, log) = (&self.bundle.spec, self.request.log);
+        let (spec, witness) = (&self.bundle.spec, self.request.witness);
         let mut terminal = None;
         loop {
             let (report, mut fds) = match wire::receive::<Report>(launched.control.as_fd(), true) {
@@ -180,12 +208,13 @@ impl Making<'_> {
                 }
             };
             match report {
-                Report::Notice(text) => log.warn(&text),
+                Report::Notice(text) => witness.warn(&text),
                 Report::Terminal => terminal = fds.pop(),
                 Report::Mappings => {
                     if let Some(mappings) = &plan.mappings {
                         let rootless = !rustix::process::geteuid().is_root();
-                        execute::write_mappings(pid, mappings, rootless)
+                        let words = || (mappings.call(pid), mappings.change());
+                        tell(witness, words, || execute::write_mappings(pid, mappings, rootless))
                             .map_err(Error::io("write the uid and gid maps of", "the user namespace"))?;
                     }
                     answer(launched, b"go")?;
@@ -206,9 +235,9 @@ impl Making<'_> {
                     notify::hand_over(spec, state, pid, listener)?;
                 }
                 Report::Failed(failure) => return Err(Error::Start(failure)),
-                Report::Step { index, nanoseconds } => {
+                Report::Step { index, carried } => {
                     if let Some(step) = plan.steps.get(index) {
-                        log.debug(&format!("{:>9.1} us  {step}", nanoseconds as f64 / 1e3));
+                        self.tell(By::Container, step, carried);
                     }
                 }
                 Report::Executing | Report::Free => {}
@@ -225,6 +254,9 @@ impl Making<'_> {
             crate::state::replace(Path::new(path), pid.to_string().as_bytes())?;
         }
         answer(launched, b"go")?;
+        if self.request.tied {
+            return Ok(terminal);
+        }
         // Until then it would end with this command.
         match wire::receive::<Report>(launched.control.as_fd(), true) {
             Ok((Report::Free, _)) => Ok(terminal),

@@ -1,19 +1,20 @@
 //! `delete`: undoes what `create` made.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use pith_container::plan::Stage;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::create::run_hooks;
 use crate::error::{Error, Result};
-use crate::log::Log;
 use crate::state::{Folder, State, Status};
+use crate::witness::Witness;
 
 /// How long a killed process may take to end.
 const END: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-pub(crate) fn delete(folder: &Folder, force: bool, log: &Log) -> Result<()> {
+pub(crate) fn delete(folder: &Folder, force: bool, witness: &dyn Witness) -> Result<()> {
     let Some(state) = folder.load_if_any()? else {
         // Creating was interrupted before it made anything.
         return if force { folder.remove() } else { Err(Error::NotFound) };
@@ -23,8 +24,17 @@ pub(crate) fn delete(folder: &Folder, force: bool, log: &Log) -> Result<()> {
         return Err(Error::NotStopped { id: folder.id.clone(), status });
     }
     remove(folder, &state, force)?;
-    run_poststop(&state, log);
+    run_poststop(&state, witness);
     Ok(())
+}
+
+/// `delete --force`. As with rm -f, a container that is not there has been removed.
+pub fn remove_container(root: &Path, id: &str, witness: &dyn Witness) -> Result<()> {
+    match Folder::open(root, id) {
+        Ok(folder) => delete(&folder, true, witness),
+        Err(Error::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a container with all that was made for it.
@@ -68,11 +78,11 @@ fn kill_and_wait(process: crate::state::Identified) -> Result<()> {
 }
 
 /// A poststop hook that fails is a warning; the others still run.
-pub(crate) fn run_poststop(state: &State, log: &Log) {
+pub(crate) fn run_poststop(state: &State, witness: &dyn Witness) {
     for hook in &state.poststop {
         let hook = std::slice::from_ref(hook);
         if let Err(error) = run_hooks(Stage::Poststop, hook, state, Status::Stopped, 0) {
-            log.warn(&error.to_string());
+            witness.warn(&error.to_string());
         }
     }
 }

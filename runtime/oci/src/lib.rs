@@ -20,6 +20,8 @@
 //! | `create`, `exec`, `run` | launching processes |
 //! | `start`, `signal`, `delete` | the rest of a container's life |
 //! | `console` | terminals, here or by `--console-socket` |
+//! | `shield` | keeping the program's file out of containers' reach |
+//! | `witness` | who hears of each step |
 //! | `watch`, `update`, `features`, `template` | `events`, `update`, `features`, `spec` |
 
 pub mod args;
@@ -35,14 +37,21 @@ mod features;
 pub mod log;
 mod notify;
 mod run;
+pub mod shield;
 mod signal;
 mod start;
 mod state;
 mod template;
 mod update;
 mod watch;
+pub mod witness;
 
+pub use bundle::Bundle;
+pub use console::Inherited;
+pub use create::{Extras, Request};
+pub use delete::remove_container;
 pub use error::{Error, Result};
+pub use run::run;
 
 /// The version of the specification that is implemented.
 pub const SPEC_VERSION: &str = "1.2.0";

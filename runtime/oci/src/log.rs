@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 
 use crate::error::{Error, Result};
+use crate::witness::{Performed, Witness};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -51,14 +52,6 @@ impl Log {
         Ok(Log { file, format, debug })
     }
 
-    pub(crate) fn is_debug(&self) -> bool {
-        self.debug
-    }
-
-    pub(crate) fn warn(&self, message: &str) {
-        self.write(Level::Warning, message);
-    }
-
     pub(crate) fn debug(&self, message: &str) {
         if self.debug {
             self.write(Level::Debug, message);
@@ -80,6 +73,20 @@ impl Log {
             Some(file) => (&mut &*file).write_all(line.as_bytes()),
             None => std::io::stderr().write_all(line.as_bytes()),
         };
+    }
+}
+
+impl Witness for Log {
+    fn warn(&self, message: &str) {
+        self.write(Level::Warning, message);
+    }
+
+    fn wants_steps(&self) -> bool {
+        self.debug
+    }
+
+    fn step(&self, Performed { call, change, carried, .. }: &Performed) {
+        self.debug(&format!("{:>9.1} us  {call}: {change}", carried.nanoseconds as f64 / 1e3));
     }
 }
 

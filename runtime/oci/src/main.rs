@@ -1,13 +1,12 @@
 //! The program `pith-oci`: reads the command line, makes sure that no container can reach this file, and says why
 //! something failed.
 
-mod shield;
-
 use std::process::exit;
 
 use pith_oci::Error;
 use pith_oci::command::{Asked, read};
 use pith_oci::log::Log;
+use pith_oci::shield;
 
 /// Commands by which a process of this program comes to be where a container can see it.
 const LAUNCHING: [&str; 3] = ["create", "run", "exec"];

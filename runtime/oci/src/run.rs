@@ -5,19 +5,26 @@ use crate::create::{Request, create};
 use crate::delete;
 use crate::error::{Error, Result};
 use crate::start;
+use crate::witness::tell;
 
 /// Runs a container; the exit code of its program.
-pub(crate) fn run(request: &Request<'_>, detach: bool, keep: bool) -> Result<i32> {
+pub fn run(mut request: Request<'_>, detach: bool, keep: bool) -> Result<i32> {
     let foreground = if detach { None } else { Some(Foreground::new()?) };
-    let created = create(request)?;
-    let log = request.log;
+    let created = create(&mut request)?;
+    let witness = request.witness;
+    let words = || (created.exec_call.clone(), "this process is the container's program now".to_owned());
     let started = match created.folder.knock() {
-        Some(gate) => start::start_at(&gate, &created.folder, &created.state, log),
+        Some(gate) => {
+            tell(witness, words, || start::start_at(&gate, &created.folder, &created.state, witness))
+        }
         None => Err(Error::Died),
     };
     let served = match (started, foreground) {
         (Ok(()), None) => return Ok(0),
-        (Ok(()), Some(foreground)) => foreground.serve(&created.child, created.terminal),
+        (Ok(()), Some(foreground)) => {
+            let words = || ("poll the pidfd; waitid".to_owned(), "the program has run and ended".to_owned());
+            tell(witness, words, || foreground.serve(&created.child, created.terminal))
+        }
         (Err(error), _) => Err(error),
     };
     if served.is_err() {
@@ -26,8 +33,10 @@ pub(crate) fn run(request: &Request<'_>, detach: bool, keep: bool) -> Result<i32
         let _ = pith_sys::process::try_wait(&created.child.pidfd);
     }
     if !keep || served.is_err() {
-        delete::remove(&created.folder, &created.state, true)?;
-        delete::run_poststop(&created.state, log);
+        let words =
+            || ("rmdir its cgroups; unlink its folder".to_owned(), "nothing of it is left".to_owned());
+        tell(witness, words, || delete::remove(&created.folder, &created.state, true))?;
+        delete::run_poststop(&created.state, witness);
     }
     served
 }

@@ -17,7 +17,7 @@ const SELF: &str = "/proc/self/exe";
 
 /// Executes this program again through a safe view of its file, unless it already is. Where neither is allowed the
 /// program goes on as it is: it does not run as root then, or in a place that is confined itself.
-pub(crate) fn raise() {
+pub fn raise() {
     if is_raised().unwrap_or(true) {
         return;
     }
@@ -56,7 +56,7 @@ fn read_only_view() -> Result<OwnedFd, Errno> {
 }
 
 fn sealed_copy() -> Result<OwnedFd, Errno> {
-    let memory = rustix::fs::memfd_create("pith-oci", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let memory = rustix::fs::memfd_create("pith", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let file = rustix::fs::open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     std::io::copy(
         &mut std::fs::File::from(file),

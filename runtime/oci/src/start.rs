@@ -10,10 +10,10 @@ use crate::bundle::parse_version;
 use crate::create::run_hooks;
 use crate::delete;
 use crate::error::{Error, Result};
-use crate::log::Log;
 use crate::state::{Folder, State, Status};
+use crate::witness::Witness;
 
-pub(crate) fn start(folder: &Folder, log: &Log) -> Result<()> {
+pub(crate) fn start(folder: &Folder, witness: &dyn Witness) -> Result<()> {
     let state = folder.load()?;
     let Some(gate) = folder.knock() else {
         return Err(match state.status(folder) {
@@ -22,11 +22,11 @@ pub(crate) fn start(folder: &Folder, log: &Log) -> Result<()> {
             Status::Created | Status::Running | Status::Paused => Error::AlreadyRunning,
         });
     };
-    start_at(&gate, folder, &state, log)
+    start_at(&gate, folder, &state, witness)
 }
 
 /// The same for who has knocked already.
-pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, log: &Log) -> Result<()> {
+pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, witness: &dyn Witness) -> Result<()> {
     if !state.has_program {
         delete::end(folder, state)?;
         return Err(Error::Invalid("process is missing: there is nothing to start".to_owned()));
@@ -55,17 +55,17 @@ pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, log: &Log
         }
     }
     folder.remove_gate();
-    poststart(folder, state, pid, log)
+    poststart(folder, state, pid, witness)
 }
 
 /// Since version 1.2 of the specification a failing poststart hook stops the container; before, it was a warning.
-fn poststart(folder: &Folder, state: &State, pid: i32, log: &Log) -> Result<()> {
+fn poststart(folder: &Folder, state: &State, pid: i32, witness: &dyn Witness) -> Result<()> {
     let strict = parse_version(&state.config_version).is_some_and(|version| version >= (1, 2));
     if strict {
         return run_hooks(Stage::Poststart, &state.poststart, state, Status::Running, pid).inspect_err(
             |_| {
                 if let Err(left) = delete::end(folder, state) {
-                    log.warn(&format!("stopping the container: {left}"));
+                    witness.warn(&format!("stopping the container: {left}"));
                 }
             },
         );
@@ -73,7 +73,7 @@ fn poststart(folder: &Folder, state: &State, pid: i32, log: &Log) -> Result<()> 
     for hook in &state.poststart {
         let hook = std::slice::from_ref(hook);
         if let Err(error) = run_hooks(Stage::Poststart, hook, state, Status::Running, pid) {
-            log.warn(&error.to_string());
+            witness.warn(&error.to_string());
         }
     }
     Ok(())

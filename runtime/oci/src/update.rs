@@ -136,7 +136,7 @@ mod tests {
             .expect("written");
         let words =
             ["--resources", &file.path().display().to_string(), "--memory", "64m", "--cpuset-cpus", "0"];
-        let flags = Parsed::read(FLAGS, words.map(str::to_owned)).expect("flags");
+        let flags = Parsed::read(&[FLAGS], words.map(str::to_owned)).expect("flags");
         let resources = resources(&flags).expect("resources");
         let memory = resources.memory().as_ref().expect("memory");
         assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(2)));

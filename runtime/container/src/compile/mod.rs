@@ -180,6 +180,9 @@ fn belong(
     if namespaces.mappings.is_some() {
         steps.push(Step::AwaitMappings);
     }
+    if namespaces.new.contains(&Namespace::Network) {
+        steps.push(Step::Loopback);
+    }
     steps
 }
 

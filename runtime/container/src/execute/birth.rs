@@ -7,7 +7,8 @@ use pith_sys::process::{CLONE_PARENT, Child, namespaces};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::plan::{Clock, Failure, FailureKind, Mapping, Mappings, Namespace, Plan, Slot};
+use crate::plan::{Clock, Failure, FailureKind, Mapping, Mappings, Namespace, Plan, Slot, Step};
+use crate::trace::{Carried, here, timed};
 
 use super::{About, Executor, Launch, Launched, StepResult, failure, flag, run};
 
@@ -21,8 +22,8 @@ fn failed(operation: &str) -> impl Fn(Errno) -> Failure + use<> {
     }
 }
 
-/// Carries out the plan's outside steps in this process.
-pub fn prepare(plan: &Plan) -> Result<Vec<(Slot, OwnedFd)>, Failure> {
+/// Carries out the plan's outside steps in this process; `trace` hears of each.
+pub fn prepare(plan: &Plan, mut trace: impl FnMut(&Step, Carried)) -> Result<Vec<(Slot, OwnedFd)>, Failure> {
     if plan.outside.is_empty() {
         return Ok(Vec::new());
     }
@@ -37,7 +38,9 @@ pub fn prepare(plan: &Plan) -> Result<Vec<(Slot, OwnedFd)>, Failure> {
         identity: None,
     };
     for step in &plan.outside {
-        executor.step(step).map_err(|error| failure(&step.to_string(), error))?;
+        let (done, carried) = timed(|| executor.step(step));
+        done.map_err(|error| failure(&step.call(), error))?;
+        trace(step, carried);
     }
     let slots = (0..).map(Slot).zip(executor.slots);
     Ok(slots.filter_map(|(slot, placed)| placed.map(|placed| (slot, placed.fd))).collect())
@@ -69,6 +72,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Launched, Failure> {
     // A time namespace is made by unshare (above): clone3 would freeze its offsets before they are set.
     let new = launch.plan.namespaces.iter().filter(|namespace| **namespace != Namespace::Time);
     let flags = new.map(|namespace| flag(*namespace)).sum();
+    here();
     let fork = || pith_sys::process::fork(flags, cgroup, body);
     let child = match (users, pids) {
         (Some(users), pids) => through_user_namespace(users.as_fd(), pids, flags, cgroup, body)
@@ -173,6 +177,7 @@ fn errno(error: &std::io::Error) -> Errno {
 /// Writes the maps of a process's user namespace. A process without rights may map its own group only once
 /// setgroups(2) has been given up (user_namespaces(7)).
 pub fn write_mappings(pid: i32, mappings: &Mappings, give_up_groups: bool) -> std::io::Result<()> {
+    here();
     let dir = Path::new("/proc").join(pid.to_string());
     let text = |mappings: &[Mapping]| -> String {
         mappings.iter().map(|m| format!("{} {} {}\n", m.inside, m.outside, m.size)).collect()
@@ -186,6 +191,7 @@ pub fn write_mappings(pid: i32, mappings: &Mappings, give_up_groups: bool) -> st
 
 /// Shows a mount's owners through a user namespace that exists only for its maps.
 pub(super) fn map_ids(mount: BorrowedFd<'_>, mappings: &Mappings, recursive: bool) -> StepResult {
+    here();
     let (ours, theirs) = pith_sys::message::pair()?;
     let holder = pith_sys::process::fork(namespaces::USER, None, || {
         // Lives until the other end is closed.

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Time
 use rustix::io::Errno;
 
 use crate::plan::Slot;
+use crate::trace::here;
 
 use super::{About, Executor, StepResult};
 
@@ -17,6 +18,7 @@ const DEPTH_MAX: u32 = 64;
 
 impl Executor {
     pub(super) fn copy_up(&mut self, slot: Slot, path: &Path) -> StepResult {
+        here();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let from = match open_in_root(self.root()?, path, flags) {
             Err(Errno::NOENT) => return Ok(()),

@@ -21,18 +21,18 @@ mod gate;
 mod mounts;
 mod process;
 mod program;
+mod step;
 mod user;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use pith_sys::process::{Child, namespaces};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage, Step};
+use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage};
 use crate::supervisor::wire;
+use crate::trace::{Carried, timed};
 
 pub use birth::{launch, prepare, write_mappings};
 
@@ -122,7 +122,7 @@ pub enum Report {
     /// A step of the plan, by its index, has been carried out.
     Step {
         index: usize,
-        nanoseconds: u64,
+        carried: Carried,
     },
     /// All steps are done; waits for `go`.
     Ready,
@@ -261,11 +261,10 @@ impl Executor {
             self.put(slot, fd).map_err(|error| failure("inherit mounts", error))?;
         }
         for (index, step) in launch.plan.steps.iter().enumerate() {
-            let start = Instant::now();
-            self.step(step).map_err(|error| failure(&step.to_string(), error))?;
+            let (done, carried) = timed(|| self.step(step));
+            done.map_err(|error| failure(&step.call(), error))?;
             if launch.trace {
-                let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                self.report(&Report::Step { index, nanoseconds }, &[]);
+                self.report(&Report::Step { index, carried }, &[]);
             }
         }
         // What was to be attached has been; nobody who waits here holds a mount or a folder open.
@@ -293,138 +292,6 @@ impl Executor {
                 pith_sys::process::reap_for_ever()
             }
         }
-    }
-
-    fn step(&mut self, step: &Step) -> StepResult {
-        match step {
-            Step::JoinCgroup { dir } => process::join_cgroup(dir),
-            Step::JoinNamespace { namespace, path } => process::join_namespace(*namespace, path),
-            Step::JoinTarget { namespaces } => self.join_target(namespaces),
-            Step::NewCgroupNamespace => Ok(pith_sys::process::unshare(namespaces::CGROUP)?),
-            Step::AwaitMappings => {
-                self.report(&Report::Mappings, &[]);
-                self.wait_for_word();
-                Ok(())
-            }
-            Step::NamespaceRoot => process::namespace_root(),
-            Step::SessionKeyring { name } => self.session_keyring(name),
-            Step::AwaitHooks { stage } => {
-                self.report(&Report::Hooks(*stage), &[]);
-                self.wait_for_word();
-                Ok(())
-            }
-            Step::RunHooks { stage, hooks } => {
-                self.report(&Report::Hooks(*stage), &[]);
-                let state = self.wait_for_word();
-                gate::run_hooks(*stage, hooks, &state)
-            }
-            Step::Undumpable => {
-                Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
-            }
-            Step::DieWithParent => self.die_with_parent(),
-            Step::OomScore { value } => self.oom_score(*value),
-            Step::IsolateMounts => mounts::isolate(),
-            Step::Filesystem { slot, kind, source, options, attributes } => {
-                self.put(*slot, mounts::filesystem(kind, source, options, *attributes)?)
-            }
-            Step::Overlay { slot, lower, upper, work, at } => {
-                let upper = upper.as_deref().zip(work.as_deref());
-                self.put(*slot, mounts::overlay(lower, upper, at)?)
-            }
-            Step::Bind { slot, source, recursive } => self.put(*slot, mounts::bind(source, *recursive)?),
-            Step::BindDevice { slot, device } => self.put(*slot, mounts::host_device(device)?),
-            Step::MapIds { slot, mappings, recursive } => {
-                birth::map_ids(self.get(*slot)?.as_fd(), mappings, *recursive)
-            }
-            Step::SetAttributes { slot, attributes, propagation, recursive } => {
-                mounts::set_attributes(self.get(*slot)?.as_fd(), *attributes, *propagation, *recursive)
-            }
-            Step::OpenNull { slot } => self.put(*slot, mounts::null()?),
-            Step::OpenDirectory { slot, path } => {
-                let directory = mounts::make_path(self.root()?, path, true)?;
-                self.put(*slot, directory)
-            }
-            Step::MakeDirectory { slot, name, mode } => {
-                mounts::make_directory(self.get(*slot)?.as_fd(), name, *mode)
-            }
-            Step::MakeDevice { slot, device } => mounts::make_device(self.get(*slot)?.as_fd(), device),
-            Step::MakeLink { slot, name, target } => {
-                mounts::make_link(self.get(*slot)?.as_fd(), name, target)
-            }
-            Step::PlaceRoot { slot, at } => self.place_root(*slot, at),
-            Step::EnterRoot { how } => {
-                self.root = Some(mounts::enter_root(self.root()?, *how)?);
-                Ok(())
-            }
-            Step::ChangeRoot { at } => {
-                self.root = Some(mounts::change_root(at)?);
-                Ok(())
-            }
-            Step::CopyUp { slot, path } => self.copy_up(*slot, path),
-            Step::Remount { target, attributes, recursive } => {
-                mounts::remount(self.root()?, target, *attributes, *recursive)
-            }
-            Step::Attach { slot, target } => self.attach(*slot, target),
-            Step::Mask { paths, null, empty } => self.mask(paths, *null, *empty),
-            Step::ReadOnly { paths } => mounts::read_only(self.root()?, paths),
-            Step::Sysctl { key, value } => mounts::sysctl(self.root()?, key, value),
-            Step::ReadOnlyRoot => mounts::read_only_root(self.root()?),
-            Step::RootPropagation { propagation, recursive } => {
-                mounts::set_attributes(self.root()?, Default::default(), Some(*propagation), *recursive)
-            }
-            Step::Hostname { name } => Ok(rustix::system::sethostname(name.as_bytes())?),
-            Step::Domainname { name } => Ok(rustix::system::setdomainname(name.as_bytes())?),
-            Step::NewSession => Ok(rustix::process::setsid().map(|_| ())?),
-            Step::Terminal { size, console } => self.terminal(*size, *console),
-            Step::ResourceLimit { resource, soft, hard } => self.resource_limit(resource, *soft, *hard),
-            Step::Personality { persona } => Ok(pith_sys::attributes::set_personality(*persona)?),
-            Step::Scheduler { scheduling } => process::schedule(*scheduling),
-            Step::IoPriority { class, level } => Ok(pith_sys::attributes::set_io_priority(*class, *level)?),
-            Step::CpuAffinity { cpus } => process::cpu_affinity(cpus),
-            Step::MemoryPolicy { mode, nodes } => Ok(pith_sys::attributes::set_memory_policy(*mode, nodes)?),
-            Step::Label { file, value } => process::label(self.root()?, file, value),
-            Step::WorkingDirectory { path } => process::working_directory(self.root()?, path),
-            Step::Umask { mask } => {
-                rustix::process::umask(Mode::from_raw_mode(*mask));
-                Ok(())
-            }
-            Step::Become { identity, capabilities } => self.become_user(identity, *capabilities),
-            Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Seccomp { program, flags, listener: false } => {
-                Ok(pith_sys::seccomp::load(program, *flags)?)
-            }
-            Step::Seccomp { program, flags, listener: true } => {
-                let listener = pith_sys::seccomp::load_with_listener(program, *flags)?;
-                self.report(&Report::Listener, &[listener.as_fd()]);
-                Ok(())
-            }
-        }
-    }
-
-    fn put(&mut self, slot: Slot, fd: OwnedFd) -> StepResult {
-        let index = usize::from(slot.0);
-        if index >= usize::from(crate::plan::MAX_SLOTS) {
-            return Err(Errno::MFILE.into());
-        }
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || None);
-        }
-        self.slots[index] = Some(Placed { fd, attached: false });
-        Ok(())
-    }
-
-    fn get(&self, slot: Slot) -> StepResult<&OwnedFd> {
-        let placed = self.slots.get(usize::from(slot.0)).and_then(Option::as_ref);
-        placed.map(|placed| &placed.fd).ok_or_else(|| Errno::BADF.into())
-    }
-
-    /// The container's `/`; for a process that joined one, the root of the namespace it is in.
-    fn root(&mut self) -> StepResult<BorrowedFd<'_>> {
-        if self.root.is_none() {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            self.root = Some(rustix::fs::open("/", flags, Mode::empty())?);
-        }
-        Ok(self.root.as_ref().expect("set above").as_fd())
     }
 
     fn report(&self, report: &Report, fds: &[BorrowedFd<'_>]) {

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::plan::{Attributes, Device, DeviceKind, Enter, Propagation, Slot, Source};
+use crate::trace::here;
 
 use super::{About, Executor, StepResult};
 
@@ -24,6 +25,7 @@ const LINKS_MAX: u32 = 40;
 const MOUNT_DATA_MAX: usize = 4095;
 
 pub(super) fn isolate() -> StepResult {
+    here();
     let change = Change { propagation: libc::MS_SLAVE, recursive: true, ..Change::default() };
     Ok(pith_sys::mount::set_attributes_of(c"/", change)?)
 }
@@ -34,6 +36,7 @@ pub(super) fn filesystem(
     options: &[(String, Option<String>)],
     attributes: u64,
 ) -> StepResult<OwnedFd> {
+    here();
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let said = |context: &OwnedFd, key: &str| format!("{key} ({})", messages(context));
     rustix::mount::fsconfig_set_string(&context, "source", source).about(|| said(&context, "source"))?;
@@ -54,6 +57,7 @@ fn mount(context: &OwnedFd, attributes: u64) -> StepResult<OwnedFd> {
 }
 
 pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+    here();
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // One layer a call: there is no limit on their number then. Since Linux 6.7.
     let by_layer = || {
@@ -81,6 +85,7 @@ pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Pat
 
 /// The overlay by mount(2), taken back off the path it needs for that.
 fn overlay_by_mount(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+    here();
     let escape = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(':', "\\:");
     let mut data = format!("lowerdir={}", lower.iter().map(|l| escape(l)).collect::<Vec<_>>().join(":"));
     if let Some((upper, work)) = upper {
@@ -100,6 +105,7 @@ fn overlay_by_mount(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path)
 }
 
 pub(super) fn bind(source: &Source, recursive: bool) -> StepResult<OwnedFd> {
+    here();
     let clone = tree_flags(recursive);
     match &source.beneath {
         Some(base) => {
@@ -128,6 +134,7 @@ pub(super) fn set_attributes(
     propagation: Option<Propagation>,
     recursive: bool,
 ) -> StepResult {
+    here();
     let propagation = propagation.map_or(0, |propagation| match propagation {
         Propagation::Shared => libc::MS_SHARED,
         Propagation::Slave => libc::MS_SLAVE,
@@ -140,6 +147,7 @@ pub(super) fn set_attributes(
 
 /// A mount of the host's /dev/null, which must be just that: a masked file must not show anything else.
 pub(super) fn null() -> StepResult<OwnedFd> {
+    here();
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
@@ -152,11 +160,13 @@ pub(super) fn null() -> StepResult<OwnedFd> {
 }
 
 pub(super) fn make_directory(dir: BorrowedFd<'_>, name: &str, mode: u32) -> StepResult {
+    here();
     rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?;
     Ok(())
 }
 
 pub(super) fn make_device(dir: BorrowedFd<'_>, device: &Device) -> StepResult {
+    here();
     let kind = file_type(device.kind);
     let (parent, name) = parent_of(dir, Path::new(&device.name))?;
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
@@ -187,6 +197,7 @@ fn parent_of<'p>(dir: BorrowedFd<'_>, path: &'p Path) -> StepResult<(Option<Owne
 }
 
 pub(super) fn make_link(dir: BorrowedFd<'_>, name: &str, target: &str) -> StepResult {
+    here();
     match rustix::fs::symlinkat(target, dir, name) {
         // What an image brings along stays as it is.
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -196,6 +207,7 @@ pub(super) fn make_link(dir: BorrowedFd<'_>, name: &str, target: &str) -> StepRe
 
 /// Makes the placed root `/` of this process and of its mount namespace.
 pub(super) fn enter_root(placed: BorrowedFd<'_>, how: Enter) -> StepResult<OwnedFd> {
+    here();
     rustix::process::fchdir(placed)?;
     match how {
         Enter::Pivot => {
@@ -213,6 +225,7 @@ pub(super) fn enter_root(placed: BorrowedFd<'_>, how: Enter) -> StepResult<Owned
 }
 
 pub(super) fn change_root(at: &Path) -> StepResult<OwnedFd> {
+    here();
     rustix::process::chdir(at)?;
     rustix::process::chroot(".")?;
     open_root()
@@ -229,12 +242,14 @@ pub(super) fn remount(
     attributes: Attributes,
     recursive: bool,
 ) -> StepResult {
+    here();
     let mount = open_in_root(root, target, OFlags::PATH)?;
     set_attributes(mount.as_fd(), attributes, None, recursive)
 }
 
 /// A mount of one of the host's device nodes, which must be the one that is wanted.
 pub(super) fn host_device(device: &Device) -> StepResult<OwnedFd> {
+    here();
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let path = Path::new("/dev").join(&device.name);
     let node = rustix::fs::open(&path, flags, Mode::empty())?;
@@ -352,6 +367,7 @@ fn is_directory(fd: &OwnedFd) -> Result<bool, Errno> {
 impl Executor {
     /// Attaches the root; from here on paths are resolved inside of it.
     pub(super) fn place_root(&mut self, slot: Slot, at: &Path) -> StepResult {
+        here();
         let mount = self.get(slot)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", CWD, at, flags)?;
@@ -360,6 +376,7 @@ impl Executor {
     }
 
     pub(super) fn attach(&mut self, slot: Slot, target: &Path) -> StepResult {
+        here();
         let is_dir = is_directory(self.get(slot)?)?;
         let target = make_path(self.root()?, target, is_dir).map_err(|mut error| {
             error.detail = format!("make {}", target.display());
@@ -382,6 +399,7 @@ impl Executor {
     }
 
     pub(super) fn mask(&mut self, paths: &[PathBuf], null: Slot, empty: Slot) -> StepResult {
+        here();
         for path in paths {
             let Some(target) = existing(self.root()?, path)? else { continue };
             let cover = if is_directory(&target)? { empty } else { null };
@@ -392,6 +410,7 @@ impl Executor {
 }
 
 pub(super) fn read_only(root: BorrowedFd<'_>, paths: &[PathBuf]) -> StepResult {
+    here();
     for path in paths {
         let Some(target) = existing(root, path)? else { continue };
         let copy = rustix::mount::open_tree(&target, "", tree_flags(true) | OpenTreeFlags::AT_EMPTY_PATH)?;
@@ -403,12 +422,14 @@ pub(super) fn read_only(root: BorrowedFd<'_>, paths: &[PathBuf]) -> StepResult {
 }
 
 pub(super) fn read_only_root(root: BorrowedFd<'_>) -> StepResult {
+    here();
     let change = Change { set: libc::MOUNT_ATTR_RDONLY, ..Change::default() };
     Ok(pith_sys::mount::set_attributes(root, change)?)
 }
 
 /// Writes below /proc/sys, and makes sure that it is a procfs that is written to.
 pub(super) fn sysctl(root: BorrowedFd<'_>, key: &str, value: &str) -> StepResult {
+    here();
     // With a slash in it the key is a path already: a component may then hold dots (net/ipv4/conf/eth0.1).
     let relative = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
     let proc = open_in_root(root, Path::new("proc/sys"), OFlags::PATH | OFlags::DIRECTORY)?;

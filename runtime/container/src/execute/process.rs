@@ -14,6 +14,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use crate::plan::{Capabilities, FailureKind, Identity, Namespace, Scheduling, WindowSize};
+use crate::trace::here;
 
 use super::{About, Executor, Report, StepError, StepResult, flag, mounts, user};
 
@@ -23,17 +24,20 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 const PTMX: (u32, u32) = (5, 2);
 
 pub(super) fn join_cgroup(dir: &Path) -> StepResult {
+    here();
     let tasks = rustix::fs::open(dir.join("tasks"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&tasks, b"0")?;
     Ok(())
 }
 
 pub(super) fn join_namespace(namespace: Namespace, path: &Path) -> StepResult {
+    here();
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(pith_sys::process::setns(file.as_fd(), flag(namespace))?)
 }
 
 pub(super) fn working_directory(root: BorrowedFd<'_>, path: &Path) -> StepResult {
+    here();
     let dir = match open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY) {
         Err(Errno::NOENT) => mounts::make_path(root, path, true)?,
         found => found?,
@@ -49,6 +53,7 @@ pub(super) fn working_directory(root: BorrowedFd<'_>, path: &Path) -> StepResult
 
 /// Becomes root of a user namespace whose maps have been written.
 pub(super) fn namespace_root() -> StepResult {
+    here();
     match rustix::thread::set_thread_groups(&[]) {
         // A map of one's own group alone comes with setgroups(2) denied.
         Ok(()) | Err(Errno::PERM) => {}
@@ -60,6 +65,7 @@ pub(super) fn namespace_root() -> StepResult {
 }
 
 pub(super) fn schedule(wanted: Scheduling) -> StepResult {
+    here();
     let mut scheduling = pith_sys::attributes::Scheduling::default();
     scheduling.policy = wanted.policy;
     scheduling.flags = wanted.flags;
@@ -72,6 +78,7 @@ pub(super) fn schedule(wanted: Scheduling) -> StepResult {
 }
 
 pub(super) fn cpu_affinity(cpus: &[u32]) -> StepResult {
+    here();
     let mut set = rustix::thread::CpuSet::new();
     for cpu in cpus {
         let cpu = usize::try_from(*cpu).ok().filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU);
@@ -83,6 +90,7 @@ pub(super) fn cpu_affinity(cpus: &[u32]) -> StepResult {
 /// Asks a security module for a label, through a file that is verified to be procfs's (CVE-2019-16884,
 /// CVE-2025-52881: a false /proc takes the word and does nothing).
 pub(super) fn label(root: BorrowedFd<'_>, file: &str, value: &str) -> StepResult {
+    here();
     let proc = open_in_root(root, Path::new("proc"), OFlags::PATH | OFlags::DIRECTORY)?;
     let path = format!("thread-self/attr/{file}");
     // thread-self is one of procfs's links, which lead nowhere else once the directory is verified.
@@ -100,6 +108,7 @@ pub(super) fn label(root: BorrowedFd<'_>, file: &str, value: &str) -> StepResult
 impl Executor {
     /// Kernels without keyrings, and namespaces that may not make one, have nothing to leak either.
     pub(super) fn session_keyring(&self, name: &str) -> StepResult {
+        here();
         let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
         match pith_sys::attributes::new_session_keyring(&name) {
             Ok(()) | Err(Errno::NOSYS) => Ok(()),
@@ -112,12 +121,14 @@ impl Executor {
     }
 
     pub(super) fn join_target(&self, namespaces: &[Namespace]) -> StepResult {
+        here();
         let target = self.target.as_ref().ok_or(Errno::SRCH)?;
         let flags = namespaces.iter().map(|namespace| flag(*namespace)).sum();
         Ok(pith_sys::process::setns(target.as_fd(), flags)?)
     }
 
     pub(super) fn die_with_parent(&self) -> StepResult {
+        here();
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // It may have died just before: then its end of the control socket is closed.
         let mut control = [PollFd::new(&self.control, PollFlags::empty())];
@@ -129,6 +140,7 @@ impl Executor {
     }
 
     pub(super) fn oom_score(&self, value: i32) -> StepResult {
+        here();
         let write = |value: i32| {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
             let file = rustix::fs::open("/proc/self/oom_score_adj", flags, Mode::empty())?;
@@ -146,6 +158,7 @@ impl Executor {
     }
 
     pub(super) fn resource_limit(&self, name: &str, soft: u64, hard: u64) -> StepResult {
+        here();
         let resource = resource(name).ok_or(Errno::INVAL)?;
         let limit = |value: u64| (value != u64::MAX).then_some(value);
         let wanted = Rlimit { current: limit(soft), maximum: limit(hard) };
@@ -169,6 +182,7 @@ impl Executor {
     /// Opens a terminal in the container's own devpts, by descriptors that are verified to belong to it:
     /// what lies at those paths may have been put there by an image or by a running container.
     pub(super) fn terminal(&mut self, size: Option<WindowSize>, console: bool) -> StepResult {
+        here();
         let root = self.root()?;
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW;
         let master =
@@ -207,6 +221,7 @@ impl Executor {
     }
 
     pub(super) fn become_user(&mut self, identity: &Identity, capabilities: Capabilities) -> StepResult {
+        here();
         let resolved = user::resolve(self.root()?, identity).map_err(|detail| StepError {
             kind: FailureKind::UnknownUser,
             errno: None,
