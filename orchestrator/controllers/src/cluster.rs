@@ -101,41 +101,29 @@ impl Cluster {
     }
 
     pub(crate) async fn create<K: Object + Scoped>(&self, store: &Store<K>, object: &K) -> Result<K> {
-        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let namespace = object.meta().namespace.clone().unwrap_or_default();
-        let created = self
-            .api::<K>(&namespace)
-            .create(&parameters, object)
-            .await
-            .map_err(|source| Error::write("create", object, source))?;
-        store.wrote(created.clone());
-        Ok(created)
+        let api = self.api::<K>(&namespace);
+        taken(store, "create", object, api.create(&by_us(), object)).await
     }
 
     /// Puts the whole object; its resourceVersion is the condition.
     pub(crate) async fn replace<K: Object + Scoped>(&self, store: &Store<K>, object: &K) -> Result<K> {
-        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let key = Key::of(object);
-        let written = self
-            .api::<K>(&key.namespace)
-            .replace(&key.name, &parameters, object)
-            .await
-            .map_err(|source| Error::write("update", object, source))?;
-        store.wrote(written.clone());
-        Ok(written)
+        let (api, name) = self.place(object);
+        taken(store, "update", object, api.replace(&name, &by_us(), object)).await
     }
 
     /// Puts the object's status; its resourceVersion is the condition.
     pub(crate) async fn replace_status<K: Object + Scoped>(&self, store: &Store<K>, object: &K) -> Result<K> {
-        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let key = Key::of(object);
-        let written = self
-            .api::<K>(&key.namespace)
-            .replace_status(&key.name, &parameters, object)
-            .await
-            .map_err(|source| Error::write("update status of", object, source))?;
-        store.wrote(written.clone());
-        Ok(written)
+        let (api, name) = self.place(object);
+        taken(store, "update status of", object, api.replace_status(&name, &by_us(), object)).await
+    }
+
+    /// The same for an object that may be gone by now, with its status.
+    pub(crate) async fn report_status<K: Object + Scoped>(&self, store: &Store<K>, object: &K) -> Result<()> {
+        match self.replace_status(store, object).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     pub(crate) async fn patch<K: Object + Scoped>(
@@ -144,15 +132,8 @@ impl Cluster {
         object: &K,
         patch: &Patch<Value>,
     ) -> Result<K> {
-        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        let key = Key::of(object);
-        let written = self
-            .api::<K>(&key.namespace)
-            .patch(&key.name, &parameters, patch)
-            .await
-            .map_err(|source| Error::write("patch", object, source))?;
-        store.wrote(written.clone());
-        Ok(written)
+        let (api, name) = self.place(object);
+        taken(store, "patch", object, api.patch(&name, &patched_by_us(), patch)).await
     }
 
     pub(crate) async fn patch_status<K: Object + Scoped>(
@@ -161,15 +142,14 @@ impl Cluster {
         object: &K,
         patch: &Patch<Value>,
     ) -> Result<K> {
-        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        let key = Key::of(object);
-        let written = self
-            .api::<K>(&key.namespace)
-            .patch_status(&key.name, &parameters, patch)
-            .await
-            .map_err(|source| Error::write("patch status of", object, source))?;
-        store.wrote(written.clone());
-        Ok(written)
+        let (api, name) = self.place(object);
+        taken(store, "patch status of", object, api.patch_status(&name, &patched_by_us(), patch)).await
+    }
+
+    /// Where an object is written.
+    fn place<K: Object + Scoped>(&self, object: &K) -> (Api<K>, String) {
+        let Key { namespace, name } = Key::of(object);
+        (self.api(&namespace), name)
     }
 
     /// Deletes exactly this object (its uid is the condition). One that is gone already is a success.
@@ -190,6 +170,26 @@ impl Cluster {
         store.deleted(&key, &uid, Timestamp::now());
         Ok(())
     }
+}
+
+fn by_us() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() }
+}
+
+fn patched_by_us() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// Carries out a write and shows it in the cache once the server has taken it.
+async fn taken<K: Object>(
+    store: &Store<K>,
+    verb: &'static str,
+    object: &K,
+    write: impl Future<Output = kube::Result<K>>,
+) -> Result<K> {
+    let written = write.await.map_err(|source| Error::write(verb, object, source))?;
+    store.wrote(written.clone());
+    Ok(written)
 }
 
 /// Whether a deletion was refused because the name now belongs to another object: ours is gone, then.

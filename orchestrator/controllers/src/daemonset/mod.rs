@@ -152,10 +152,7 @@ async fn write_status(cluster: &Cluster, key: &Key) -> Result<Outcome> {
     if set.status.as_ref() != Some(&status) {
         let mut set = DaemonSet::clone(&set);
         set.status = Some(status);
-        match cluster.replace_status(&cluster.daemon_sets, &set).await {
-            Err(error) if error.is_not_found() => {}
-            other => drop(other?),
-        }
+        cluster.report_status(&cluster.daemon_sets, &set).await?;
     }
     Ok(again.map_or(Outcome::Done, Outcome::After))
 }

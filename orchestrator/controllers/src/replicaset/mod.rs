@@ -106,10 +106,7 @@ async fn write_status(
     if set.status.as_ref() != Some(&status) {
         let mut set = ReplicaSet::clone(&set);
         set.status = Some(status);
-        match cluster.replace_status(&cluster.replica_sets, &set).await {
-            Err(error) if error.is_not_found() => {}
-            other => drop(other?),
-        }
+        cluster.report_status(&cluster.replica_sets, &set).await?;
     }
     Ok(again.map_or(Outcome::Done, Outcome::After))
 }

@@ -70,13 +70,7 @@ async fn run(cell: Arc<PodCell>, id: ContainerId, tty: bool, session: ExecSessio
             Ok(attachment) => attachment.stdin,
             Err(error) => return failed(&error),
         };
-        let mut outputs = Outputs::new();
-        if let (Some(from), Some(to)) = (output.ours, stdout) {
-            outputs.carry(from, to);
-        }
-        if let (Some(from), Some(to)) = (errors.ours, stderr) {
-            outputs.carry(from, to);
-        }
+        let mut outputs = Outputs::of([(output.ours, stdout), (errors.ours, stderr)]);
         let mut inputs = JoinSet::new();
         if let (Some(to), Some(from)) = (input, stdin) {
             if tty {

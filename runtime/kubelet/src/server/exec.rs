@@ -109,13 +109,7 @@ async fn on_pipes(cell: Arc<PodCell>, id: ContainerId, command: Vec<String>, cli
         Ok(exec) => exec,
         Err(error) => return failed(&error),
     };
-    let mut outputs = Outputs::new();
-    if let (Some(from), Some(to)) = (output.ours, stdout) {
-        outputs.carry(from, to);
-    }
-    if let (Some(from), Some(to)) = (errors.ours, stderr) {
-        outputs.carry(from, to);
-    }
+    let outputs = Outputs::of([(output.ours, stdout), (errors.ours, stderr)]);
     let mut inputs = JoinSet::new();
     if let (Some(to), Some(from)) = (input.ours, stdin) {
         inputs.spawn(feed(from, pipe::Sender::from_owned_fd(to)));

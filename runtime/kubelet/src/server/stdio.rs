@@ -67,6 +67,18 @@ impl Outputs {
         Self { tasks: JoinSet::new(), ended: CancellationToken::new() }
     }
 
+    /// The streams that there are, each with the client's end of it.
+    pub(super) fn of<W>(streams: [(Option<OwnedFd>, Option<W>); 2]) -> Self
+    where
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut outputs = Self::new();
+        for (from, to) in streams.into_iter().filter_map(|(from, to)| from.zip(to)) {
+            outputs.carry(from, to);
+        }
+        outputs
+    }
+
     /// `from` is one end of a pipe or terminal.
     pub(super) fn carry<W>(&mut self, from: OwnedFd, mut to: W)
     where
