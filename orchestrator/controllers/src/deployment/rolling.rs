@@ -1,5 +1,7 @@
 //! Moving pods from the old ReplicaSets to the new one, within surge and unavailability. Pure.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 
 use super::plan::{Action, note_size};
@@ -63,7 +65,10 @@ pub(super) fn shrink_old(bounds: Bounds, sets: &Sets) -> Vec<Action> {
         *size -= take;
         left -= take;
     }
-    let mut spare = sets.total_available() - bounds.min_available();
+    // A set that was told to let some go is about to have as many as it was told, whatever its status still says;
+    // Kubernetes takes the status, and falls below the bound where the sets' controller is late.
+    let kept = |set: &Arc<ReplicaSet>| sets::available(set).min(sets::replicas(set));
+    let mut spare = sets.all().map(kept).sum::<i32>() - bounds.min_available();
     for size in &mut sizes {
         let take = (*size).min(spare).max(0);
         *size -= take;

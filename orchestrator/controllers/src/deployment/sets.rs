@@ -124,6 +124,9 @@ pub(super) fn new_set_size(deployment: &Deployment, bounds: Bounds, sets: &Sets)
     if is_recreate(&deployment.spec) {
         return bounds.replicas;
     }
-    let room = bounds.max() - sets.total_replicas();
+    // Pods that a set was told to let go of and still has count as well. Kubernetes leaves them out, and exceeds the
+    // surge for as long as the sets' controller takes.
+    let there: i32 = sets.all().map(|set| replicas(set).max(existing(set))).sum();
+    let room = bounds.max() - there;
     if room <= 0 { current } else { current + room.min(bounds.replicas - current) }
 }

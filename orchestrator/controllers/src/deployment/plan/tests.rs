@@ -29,12 +29,15 @@ struct Play {
     sets: Vec<ReplicaSet>,
     /// How many pods become available in a step.
     pace: i32,
+    /// The sets' controller takes one set at a time, while plans go on being made.
+    late: bool,
+    turn: usize,
     writes: usize,
 }
 
 impl Play {
     fn new(deployment: Deployment, pace: i32) -> Self {
-        Self { deployment, sets: Vec::new(), pace, writes: 0 }
+        Self { deployment, sets: Vec::new(), pace, late: false, turn: 0, writes: 0 }
     }
 
     fn plan(&self) -> Plan {
@@ -76,7 +79,9 @@ impl Play {
     fn pods_follow(&mut self) -> bool {
         let mut left = self.pace;
         let mut moved = false;
-        for set in &mut self.sets {
+        let count = self.sets.len();
+        for index in (0..count).map(|index| (index + self.turn) % count) {
+            let set = &mut self.sets[index];
             let wanted = sets::replicas(set);
             let status = set.status.get_or_insert_default();
             let before = status.clone();
@@ -88,8 +93,18 @@ impl Play {
             status.available_replicas = Some(next);
             status.observed_generation = set.metadata.generation;
             moved |= before != *status;
+            if self.late && before != *status {
+                self.turn = index + 1;
+                break;
+            }
         }
         moved
+    }
+
+    /// Pods that there are, and those that are available, in all.
+    fn pods(&self) -> (i32, i32) {
+        let sum = |of: fn(&ReplicaSet) -> i32| self.sets.iter().map(of).sum();
+        (sum(sets::existing), sum(sets::available))
     }
 
     fn sizes(&self) -> Vec<(i32, i32)> {
@@ -124,20 +139,21 @@ fn roll_outs_keep_their_bounds_at_any_pace() {
     let strategies = [("25%", "25%"), ("1", "0"), ("0", "1"), ("100%", "0"), ("0", "100%"), ("3", "2")];
     for replicas in [1, 2, 6, 10] {
         for (surge, unavailable) in strategies {
-            for pace in [1, 2, 100] {
+            for (pace, late) in [(1, false), (2, false), (100, false), (1, true), (100, true)] {
                 let text =
                     |text: &str| text.parse::<i32>().map_or_else(|_| json!(text), |number| json!(number));
                 let rolling = json!({ "strategy": { "type": "RollingUpdate",
                     "rollingUpdate": { "maxSurge": text(surge), "maxUnavailable": text(unavailable) } } });
                 let mut play = Play::new(deployment(replicas, "a", rolling), pace);
+                play.late = late;
                 play.settle(|_| ());
                 play.image("b");
                 let bounds = Bounds::of(&play.deployment);
-                let case =
-                    format!("{replicas} replicas, surge {surge}, unavailable {unavailable}, pace {pace}");
+                let case = format!(
+                    "{replicas} replicas, surge {surge}, unavailable {unavailable}, pace {pace}, late: {late}"
+                );
                 play.settle(|play| {
-                    let total: i32 = play.sizes().iter().map(|(size, _)| size).sum();
-                    let available: i32 = play.sizes().iter().map(|(_, available)| available).sum();
+                    let (total, available) = play.pods();
                     assert!(total <= bounds.max(), "{case}: {total} pods");
                     assert!(available >= bounds.min_available(), "{case}: {available} available");
                 });
