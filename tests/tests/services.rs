@@ -60,9 +60,11 @@ fn load_balancers_have_addresses_that_answer() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
     let Some(kubectl) = cluster.kubectl("1.32") else { return };
     kubectl.apply(WEB);
+    kubectl.apply(CLIENT);
     kubectl.apply(&balancer("first", &json!({})));
     kubectl.apply(&balancer("second", &json!({ "loadBalancerSourceRanges": ["203.0.113.0/24"] })));
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
 
     let (first, second) = (given(&kubectl, "first"), given(&kubectl, "second"));
     assert_ne!(first, second);
@@ -143,8 +145,6 @@ fn host_ports(kubectl: &Kubectl) {
 
 /// With trafficDistribution a pod's connections stay on its node.
 fn nearest_first(kubectl: &Kubectl) {
-    kubectl.apply(CLIENT);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
     let wish = r#"{"spec":{"trafficDistribution":"PreferSameNode"}}"#;
     kubectl.run(&["patch", "service", "web", "--patch", wish]);
     let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
@@ -179,6 +179,9 @@ fn seen_inside(cluster: &Cluster, kubectl: &Kubectl) {
     assert_eq!(web["backends"].as_array().map(Vec::len), Some(6), "{web}");
     let text = cluster.pith(&["services"]);
     assert!(text.ok && text.stdout.contains("default/web"), "{}{}", text.stdout, text.stderr);
+    let reply = cluster.pith(&["why", "client", "web:80/TCP"]);
+    assert!(reply.ok && reply.stdout.contains("on replica-1"), "{}{}", reply.stdout, reply.stderr);
+    assert!(reply.stdout.contains("socket_translated"), "{}", reply.stdout);
     let absent = cluster.pith(&["services", "--replica", "replica-9"]);
     assert!(!absent.ok && absent.stderr.contains("no datapath is pinned in"), "{}", absent.stderr);
 }

@@ -20,6 +20,7 @@ mod gone;
 mod health;
 pub mod inspect;
 mod kernel;
+mod live;
 mod loaded;
 mod maglev;
 mod maps;
@@ -29,6 +30,7 @@ mod run;
 pub mod service;
 mod slots;
 pub mod table;
+pub mod why;
 pub mod world;
 
 #[cfg(test)]

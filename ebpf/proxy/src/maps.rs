@@ -125,6 +125,30 @@ impl Maps {
         Ok(())
     }
 
+    /// Bits of [`NodeClass`]; 0 for an address that is not known.
+    pub(crate) fn node_class(&self, addr_be: u32) -> u32 {
+        self.nodes.get(&addr_be, 0).map_or(0, |class| class.0)
+    }
+
+    pub(crate) fn frontend(&self, frontend: &Frontend) -> Option<FrontendTarget> {
+        self.frontends.get(frontend, 0).ok()
+    }
+
+    /// Whether a Service that serves some sources only serves this one.
+    pub(crate) fn serves_source(&self, source: &SourceKey) -> bool {
+        self.sources.get(&lpm_trie::Key::new(SERVICE_BITS + u32::BITS, *source), 0).is_ok()
+    }
+
+    /// The backend that a client of a Service with affinity had last.
+    pub(crate) fn client(&self, client: &AffinityKey) -> Option<Affinity> {
+        self.affinity.get(client, 0).ok()
+    }
+
+    /// A word of [`AtPods`].
+    pub(crate) fn at_pods(&self, word: u32) -> u64 {
+        self.at_pods.get(&word, 0).unwrap_or(0)
+    }
+
     /// The mark of the flow that began last at a pod's link.
     pub(crate) fn last_pod_flow(&self) -> Result<u64, MapAccess> {
         self.at_pods.get(&AtPods::BEGUN, 0).map_err(MapAccess::of(map_name::AT_PODS))

@@ -14,6 +14,7 @@ use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use crate::run::RunArgs;
+use crate::why::Destination;
 
 /// Where state lives unless `--dir` says otherwise.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show what a replica's eBPF programs know of Services: backends, generations, flows, verdicts.
     Services(ServicesArgs),
+    /// Say what would happen to a packet, and why: every lookup, rule and rewrite, out of a replica's live maps.
+    Why(WhyArgs),
     /// Run a primary: API server, controllers, scheduler.
     Primary(PrimaryArgs),
     /// Run a replica: kubelet, eBPF proxy, DNS.
@@ -224,6 +227,26 @@ pub(crate) struct ServicesArgs {
     #[arg(long, value_name = "NAME", default_value = "replica-1")]
     pub(crate) replica: String,
     /// Where its maps are pinned, for a replica or proxy that `up` has not started.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "replica")]
+    pub(crate) bpf_dir: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct WhyArgs {
+    /// Who sends it: an IPv4 address, or a pod by [NAMESPACE/]NAME.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: String,
+    /// To whom: an address or a Service by NAME[.NAMESPACE]; ADDRESS/ICMP for a ping.
+    #[arg(value_name = "DST:PORT/PROTO")]
+    pub(crate) destination: Destination,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Where the packet is seen [default: the sender's replica, else replica-1].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+    /// Where the maps are pinned, for a replica or proxy that `up` has not started.
     #[arg(long, value_name = "FOLDER", conflicts_with = "replica")]
     pub(crate) bpf_dir: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]

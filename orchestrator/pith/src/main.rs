@@ -17,6 +17,7 @@ mod roles;
 mod run;
 mod services;
 mod token;
+mod why;
 
 use cli::{Cli, Command, UsedWrongly};
 
@@ -49,6 +50,7 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Down(args) => cluster::down::run(&args),
         Command::Status(args) => cluster::status::run(&args),
         Command::Services(args) => services::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Primary(args) => roles::primary::run(args),
         Command::Replica(args) => roles::replica::run(args),
         Command::Proxy(args) => roles::proxy::run(args),

@@ -7,3 +7,4 @@ mod services;
 mod socket;
 mod support;
 mod uplink;
+mod why;
