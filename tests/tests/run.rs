@@ -67,7 +67,7 @@ impl Place {
 fn cgroups(id: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(root).expect("cgroups").flatten().map(|entry| entry.path());
-    let dirs = hierarchies.chain([root.to_owned()]).map(|dir| dir.join("pith-run").join(id));
+    let dirs = hierarchies.chain([root.to_owned()]).map(|dir| dir.join(format!("pith-run-{id}")));
     dirs.filter(|dir| dir.is_dir()).collect()
 }
 

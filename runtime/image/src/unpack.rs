@@ -26,6 +26,8 @@ use crate::tar::{self, Entry, Kind, TarError, Time};
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// What overlayfs reads in its place when it is mounted by the root of a user namespace (`userxattr`).
+const OPAQUE_XATTR_OF_USERS: &str = "user.overlay.opaque";
 const COPY_BUFFER: usize = 128 * 1024;
 /// PATH_MAX: nothing inside a container could name a longer path.
 const PATH_MAX: usize = 4096;
@@ -76,6 +78,7 @@ pub(crate) fn unpack<R: tar::Skip>(
         unpacked: Unpacked::default(),
         directories: Vec::new(),
         buffer: vec![0; COPY_BUFFER].into_boxed_slice(),
+        as_root: rustix::process::geteuid().is_root(),
     };
     while let Some(entry) = unpacker.archive.next().map_err(|e| archive_error(e, blob))? {
         unpacker.unpacked.entries += 1;
@@ -96,6 +99,9 @@ struct Unpacker<'b, R> {
     /// Times to set at the end.
     directories: Vec<(Vec<u8>, Time)>,
     buffer: Box<[u8]>,
+    /// Files have the owners that the archive names. What an ordinary user unpacks is all his own, without device nodes
+    /// and without rights that are given by attributes.
+    as_root: bool,
 }
 
 impl<R: tar::Skip> Unpacker<'_, R> {
@@ -227,6 +233,9 @@ impl<R: tar::Skip> Unpacker<'_, R> {
             }
             _ => return Err(self.hostile(entry, "a device node")),
         };
+        if kind == FileType::CharacterDevice && !self.as_root {
+            return Ok(());
+        }
         let mode = Mode::from_raw_mode(entry.mode);
         mknodat(parent, name, kind, mode, device).map_err(|e| self.entry_error(entry, e))?;
         self.own(entry, parent, name)?;
@@ -262,13 +271,15 @@ impl<R: tar::Skip> Unpacker<'_, R> {
     }
 
     fn set_opaque(&self, entry: &Entry, dir: impl AsFd) -> Result<()> {
-        fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(|e| self.entry_error(entry, e))
+        let name = if self.as_root { OPAQUE_XATTR } else { OPAQUE_XATTR_OF_USERS };
+        fsetxattr(dir, name, b"y", XattrFlags::empty()).map_err(|e| self.entry_error(entry, e))
     }
 
     /// Owner, mode and attributes of what is open. The owner first: chown clears set-user-ID and capabilities.
     fn attributes(&self, entry: &Entry, fd: impl AsFd) -> Result<()> {
         let fail = |e: Errno| self.entry_error(entry, e);
-        fchown(&fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(fail)?;
+        let (uid, gid) = self.owner(entry);
+        fchown(&fd, uid, gid).map_err(fail)?;
         fchmod(&fd, Mode::from_raw_mode(entry.mode)).map_err(fail)?;
         for (name, value) in &entry.xattrs {
             // overlayfs steers by these: a layer could redirect a lookup to any directory of the lower ones.
@@ -280,6 +291,7 @@ impl<R: tar::Skip> Unpacker<'_, R> {
                 // Labels belong to the security module of the machine that made the archive.
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM)
                     if name.starts_with("security.selinux") => {}
+                Err(Errno::PERM) if name.starts_with("security.") && !self.as_root => {}
                 Err(Errno::OPNOTSUPP) if name.starts_with("user.") || name.starts_with("system.") => {}
                 Err(errno) => return Err(fail(errno)),
             }
@@ -287,10 +299,14 @@ impl<R: tar::Skip> Unpacker<'_, R> {
         Ok(())
     }
 
+    fn owner(&self, entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+        self.as_root.then(|| (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid))).unzip()
+    }
+
     /// Owner and time of what cannot be opened: links, pipes, device nodes.
     fn own(&self, entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         let fail = |e: Errno| self.entry_error(entry, e);
-        let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        let (uid, gid) = self.owner(entry);
         chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
     }

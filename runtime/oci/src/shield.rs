@@ -41,6 +41,11 @@ pub fn raise() {
 
 fn is_raised() -> Result<bool, Errno> {
     let own = rustix::fs::open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let user = rustix::process::geteuid();
+    if !user.is_root() && rustix::fs::fstat(&own)?.st_uid != user.as_raw() {
+        // Root inside is this user outside, and the file is not this user's.
+        return Ok(true);
+    }
     if rustix::fs::fstatvfs(&own)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(true);
     }

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -131,7 +131,21 @@ impl Place {
     }
 
     pub(super) fn remove(self) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            open_up(&self.dir);
+        }
         fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
+    }
+}
+
+/// Folders that their owner may not look into: overlayfs makes one in `work`, and a program whatever it likes. What
+/// cannot be opened is said by whoever removes it.
+fn open_up(dir: &Path) {
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
     }
 }
 

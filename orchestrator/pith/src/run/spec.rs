@@ -154,7 +154,7 @@ fn linux(wanted: &Wanted<'_>) -> Result<Linux> {
     let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces.collect::<Result<Vec<_>, _>>()?)
-        .cgroups_path(format!("pith-run/{}", wanted.id))
+        .cgroups_path(format!("pith-run-{}", wanted.id))
         .resources(resources(wanted)?)
         .masked_paths(paths(compile::default_masked_paths()))
         .readonly_paths(paths(compile::default_readonly_paths()));

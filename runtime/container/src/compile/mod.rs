@@ -201,7 +201,7 @@ fn root_and_mounts(
     let users = namespaces.users();
     let outside = users && caller.is_some_and(|caller| caller.privileged);
     let root_slot = slots.next()?;
-    let make_root = root_step(root_slot, &at, options.overlay.as_ref());
+    let make_root = root_step(root_slot, &at, options.overlay.as_ref(), users && !outside);
     let mut mounts = mounts::Mounts::new(options, namespaces, outside);
     mounts.make(spec, linux, slots)?;
     plan.outside.append(&mut mounts.outside);
@@ -303,11 +303,12 @@ fn join(
     })
 }
 
-fn root_step(slot: Slot, path: &Path, overlay: Option<&Overlay>) -> Step {
+fn root_step(slot: Slot, path: &Path, overlay: Option<&Overlay>, user_attributes: bool) -> Step {
     match overlay {
         Some(overlay) => {
             let (upper, work) = overlay.upper.clone().unzip();
-            Step::Overlay { slot, lower: overlay.lower.clone(), upper, work, at: path.to_owned() }
+            let (lower, at) = (overlay.lower.clone(), path.to_owned());
+            Step::Overlay { slot, lower, upper, work, at, user_attributes }
         }
         None => Step::Bind {
             slot,

@@ -36,6 +36,7 @@ pub fn prepare(plan: &Plan, mut trace: impl FnMut(&Step, Carried)) -> Result<Vec
         root: None,
         slots: Vec::new(),
         identity: None,
+        keeps_groups: false,
     };
     for step in &plan.outside {
         let (done, carried) = timed(|| executor.step(step));

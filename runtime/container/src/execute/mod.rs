@@ -193,6 +193,7 @@ fn run(launch: &Launch<'_>, control: BorrowedFd<'_>) -> i32 {
         root: None,
         slots: Vec::new(),
         identity: None,
+        keeps_groups: false,
     };
     let prepared = launch.prepared.iter().map(|(slot, _)| *slot).zip(kept);
     let failure = match executor.carry_out(launch, prepared) {
@@ -215,6 +216,8 @@ struct Executor {
     slots: Vec<Option<Placed>>,
     /// Who the process has become.
     identity: Option<user::Resolved>,
+    /// In its user namespace setgroups(2) is denied.
+    keeps_groups: bool,
 }
 
 /// A descriptor in a slot.

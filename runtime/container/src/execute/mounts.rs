@@ -56,7 +56,12 @@ fn mount(context: &OwnedFd, attributes: u64) -> StepResult<OwnedFd> {
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+pub(super) fn overlay(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    at: &Path,
+    user_attributes: bool,
+) -> StepResult<OwnedFd> {
     here();
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // One layer a call: there is no limit on their number then. Since Linux 6.7.
@@ -70,7 +75,9 @@ pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Pat
     };
     match by_layer() {
         Ok(()) => {}
-        Err(Errno::INVAL | Errno::NAMETOOLONG) => return overlay_by_mount(lower, upper, at),
+        Err(Errno::INVAL | Errno::NAMETOOLONG) => {
+            return overlay_by_mount(lower, upper, at, user_attributes);
+        }
         Err(errno) => return Err(errno.into()),
     }
     let text = |path: &Path| path.display().to_string();
@@ -79,17 +86,28 @@ pub(super) fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Pat
         rustix::mount::fsconfig_set_string(&context, "upperdir", upper).about(|| text(upper))?;
         rustix::mount::fsconfig_set_string(&context, "workdir", work).about(|| text(work))?;
     }
+    if user_attributes {
+        rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
+    }
     rustix::mount::fsconfig_create(&context).about(|| messages(&context))?;
     mount(&context, if upper.is_some() { 0 } else { libc::MOUNT_ATTR_RDONLY })
 }
 
 /// The overlay by mount(2), taken back off the path it needs for that.
-fn overlay_by_mount(lower: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> StepResult<OwnedFd> {
+fn overlay_by_mount(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    at: &Path,
+    user_attributes: bool,
+) -> StepResult<OwnedFd> {
     here();
     let escape = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(':', "\\:");
     let mut data = format!("lowerdir={}", lower.iter().map(|l| escape(l)).collect::<Vec<_>>().join(":"));
     if let Some((upper, work)) = upper {
         data.push_str(&format!(",upperdir={},workdir={}", escape(upper), escape(work)));
+    }
+    if user_attributes {
+        data.push_str(",userxattr");
     }
     if data.len() > MOUNT_DATA_MAX {
         return Err(Errno::NAMETOOLONG).about(|| "too many layers for this kernel".to_owned());

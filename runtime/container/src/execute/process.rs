@@ -51,19 +51,6 @@ pub(super) fn working_directory(root: BorrowedFd<'_>, path: &Path) -> StepResult
     Ok(())
 }
 
-/// Becomes root of a user namespace whose maps have been written.
-pub(super) fn namespace_root() -> StepResult {
-    here();
-    match rustix::thread::set_thread_groups(&[]) {
-        // A map of one's own group alone comes with setgroups(2) denied.
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno).about(|| "setgroups".to_owned()),
-    }
-    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
-    rustix::thread::set_thread_res_gid(gid, gid, gid).about(|| "setresgid".to_owned())?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).about(|| "setresuid".to_owned())
-}
-
 pub(super) fn schedule(wanted: Scheduling) -> StepResult {
     here();
     let mut scheduling = pith_sys::attributes::Scheduling::default();
@@ -118,6 +105,20 @@ impl Executor {
             }
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Becomes root of a user namespace whose maps have been written.
+    pub(super) fn namespace_root(&mut self) -> StepResult {
+        here();
+        match rustix::thread::set_thread_groups(&[]) {
+            Ok(()) => {}
+            // A map of one's own group alone comes with setgroups(2) denied.
+            Err(Errno::PERM) => self.keeps_groups = true,
+            Err(errno) => return Err(errno).about(|| "setgroups".to_owned()),
+        }
+        let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).about(|| "setresgid".to_owned())?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).about(|| "setresuid".to_owned())
     }
 
     pub(super) fn join_target(&self, namespaces: &[Namespace]) -> StepResult {
@@ -237,8 +238,12 @@ impl Executor {
         give_stdio(resolved.uid)?;
         let (uid, gid) = (Uid::from_raw(resolved.uid), Gid::from_raw(resolved.gid));
         let groups: Vec<Gid> = resolved.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        rustix::thread::set_thread_groups(&groups).about(|| "setgroups".to_owned())?;
-        rustix::thread::set_thread_res_gid(gid, gid, gid).about(|| "setresgid".to_owned())?;
+        // Where the kernel denies setgroups(2) the caller's groups are all there is, and more cannot be asked for.
+        if !(self.keeps_groups && groups.is_empty()) {
+            rustix::thread::set_thread_groups(&groups).about(|| "setgroups".to_owned())?;
+        }
+        rustix::thread::set_thread_res_gid(gid, gid, gid)
+            .about(|| format!("setresgid {} (is it mapped in this user namespace?)", gid.as_raw()))?;
         rustix::thread::set_keep_capabilities(true)?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).about(|| "setresuid".to_owned())?;
         rustix::thread::set_keep_capabilities(false)?;

@@ -26,7 +26,7 @@ impl Executor {
                 Ok(())
             }
             Step::Loopback => Ok(pith_sys::network::loopback_up()?),
-            Step::NamespaceRoot => process::namespace_root(),
+            Step::NamespaceRoot => self.namespace_root(),
             Step::SessionKeyring { name } => self.session_keyring(name),
             Step::AwaitHooks { stage } => {
                 self.report(&Report::Hooks(*stage), &[]);
@@ -47,9 +47,9 @@ impl Executor {
             Step::Filesystem { slot, kind, source, options, attributes } => {
                 self.put(*slot, mounts::filesystem(kind, source, options, *attributes)?)
             }
-            Step::Overlay { slot, lower, upper, work, at } => {
+            Step::Overlay { slot, lower, upper, work, at, user_attributes } => {
                 let upper = upper.as_deref().zip(work.as_deref());
-                self.put(*slot, mounts::overlay(lower, upper, at)?)
+                self.put(*slot, mounts::overlay(lower, upper, at, *user_attributes)?)
             }
             Step::Bind { slot, source, recursive } => self.put(*slot, mounts::bind(source, *recursive)?),
             Step::BindDevice { slot, device } => self.put(*slot, mounts::host_device(device)?),

@@ -78,6 +78,10 @@ pub enum Step {
         upper: Option<PathBuf>,
         work: Option<PathBuf>,
         at: PathBuf,
+        /// Whoever mounts it is root of a user namespace only: overlayfs keeps its notes in attributes that such a one
+        /// may write.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        user_attributes: bool,
     },
     /// A copy of a mount (with those below it if `recursive`).
     Bind {

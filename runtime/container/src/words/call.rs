@@ -74,10 +74,11 @@ impl Step {
                     .collect();
                 format!("fsopen {kind}{options}; fsmount{} -> #{}", attribute_names(*attributes), slot.0)
             }
-            Step::Overlay { slot, lower, upper, .. } => {
+            Step::Overlay { slot, lower, upper, user_attributes, .. } => {
                 let upper = upper.as_ref().map(|upper| format!(", upperdir={}", upper.display()));
                 let upper = upper.unwrap_or_default();
-                format!("fsopen overlay, {} lowerdir+{upper}; fsmount -> #{}", lower.len(), slot.0)
+                let users = if *user_attributes { ", userxattr" } else { "" };
+                format!("fsopen overlay, {} lowerdir+{upper}{users}; fsmount -> #{}", lower.len(), slot.0)
             }
             Step::Bind { slot, source, recursive } => {
                 format!("open_tree OPEN_TREE_CLONE{} {} -> #{}", tree(*recursive), from(source), slot.0)
