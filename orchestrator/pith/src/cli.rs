@@ -13,6 +13,7 @@ use pith_image::Reference;
 use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
+use crate::inspect::InspectArgs;
 use crate::run::RunArgs;
 use crate::why::Destination;
 
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Image(ImageArgs),
     /// Run one container without any cluster.
     Run(RunArgs),
+    /// Show a running container as the kernel has it.
+    Inspect(InspectArgs),
     /// Say what this kernel can and cannot do for pith, and what to change.
     Doctor(DoctorArgs),
 }

@@ -11,6 +11,7 @@ mod cli;
 mod cluster;
 mod doctor;
 mod image;
+mod inspect;
 mod machine;
 mod output;
 mod roles;
@@ -56,6 +57,7 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Proxy(args) => roles::proxy::run(args),
         Command::Token(args) => token::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }?;
     Ok(ExitCode::SUCCESS)
