@@ -32,14 +32,35 @@ pub(crate) fn of_all_named(name: &str) -> Result<Vec<Memory>> {
     Ok(found)
 }
 
+/// What the kernel keeps for itself, in KiB, and cannot give back: beyond the processes' own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KernelMemory(u64);
+
+impl KernelMemory {
+    /// Reads `/proc/meminfo` (proc_meminfo(5)).
+    pub(crate) fn now() -> Result<KernelMemory> {
+        KernelMemory::parse(&fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?)
+    }
+
+    fn parse(meminfo: &str) -> Result<KernelMemory> {
+        const FIELDS: [&str; 4] = ["SUnreclaim:", "KernelStack:", "PageTables:", "Percpu:"];
+        FIELDS.iter().map(|name| field(meminfo, name)).sum::<Result<u64>>().map(KernelMemory)
+    }
+
+    pub(crate) fn since(self, before: KernelMemory) -> u64 {
+        self.0.saturating_sub(before.0)
+    }
+}
+
+/// A line such as `Rss:   1024 kB`.
+fn field(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    let number = line.trim().trim_end_matches("kB").trim();
+    number.parse::<u64>().with_context(|| format!("{name} {number:?} is a number"))
+}
+
 fn parse(rollup: &str) -> Result<Memory> {
-    let field = |name: &str| {
-        let line =
-            rollup.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-        let number = line.trim().trim_end_matches("kB").trim();
-        number.parse::<u64>().with_context(|| format!("{name} {number:?} is a number"))
-    };
-    Ok(Memory { rss_kib: field("Rss:")?, pss_kib: field("Pss:")? })
+    Ok(Memory { rss_kib: field(rollup, "Rss:")?, pss_kib: field(rollup, "Pss:")? })
 }
 
 #[cfg(test)]
@@ -52,5 +73,17 @@ mod tests {
                     Pss_Dirty:            10 kB\n";
         assert_eq!(parse(text).expect("complete"), Memory { rss_kib: 1024, pss_kib: 512 });
         assert!(parse("Rss: 1 kB\n").is_err());
+    }
+
+    #[test]
+    fn the_kernels_share_is_read() {
+        let text = |stack| {
+            format!(
+                "MemFree: 9 kB\nSUnreclaim: 10 kB\nKernelStack: {stack} kB\nPageTables: 3 kB\nPercpu: 4 kB\n"
+            )
+        };
+        let at = |stack| KernelMemory::parse(&text(stack)).expect("complete");
+        assert_eq!(at(8).since(at(2)), 6);
+        assert!(KernelMemory::parse("SUnreclaim: 1 kB\n").is_err());
     }
 }

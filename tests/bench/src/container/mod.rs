@@ -3,6 +3,8 @@
 //! Each runtime is called by a shell of its own that stays, so that all pay the same for being called. crun's shell has
 //! a mount namespace without the version 2 cgroups: Debian's crun refuses hosts that have both versions.
 
+mod program;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+
+use crate::memory::{self, KernelMemory, Memory};
+use program::{Does, smallest};
 
 const ROUNDS: usize = 40;
 /// Containers that are there in the second half.
@@ -22,8 +27,18 @@ pub(crate) fn run(pith: &Path) -> Result<()> {
     let mut runtimes = bench.runtimes()?;
     println!("One container, create → exit of `true` → delete, {ROUNDS} rounds in turns, milliseconds:");
     bench.compare(&mut runtimes)?;
+    println!(
+        "Another process in a running container (exec of `true`), {ROUNDS} rounds in turns, milliseconds:"
+    );
+    bench.executions(&mut runtimes)?;
+    let before = KernelMemory::now()?;
     let crowd = Crowd::gather(&bench)?;
-    println!("The same with {CROWD} containers present:");
+    let (process, kernel) = (crowd.process()?, KernelMemory::now()?.since(before) / CROWD as u64);
+    println!(
+        "Memory of a running container: {kernel} KiB of the kernel's, to hold 1024; no process of the runtime's"
+    );
+    println!("  (its own process, the smallest there is: {} KiB PSS)", process.pss_kib);
+    println!("Create, exit and delete with {CROWD} containers present:");
     bench.compare(&mut runtimes)?;
     drop(crowd);
     bench.split()
@@ -43,19 +58,28 @@ impl Bench {
             fs::create_dir_all(dir.join("rootfs").join(below))?;
         }
         let bench = Bench { dir, oci: oci.to_owned() };
-        fs::write(bench.dir.join("rootfs/bin/true"), smallest_program())?;
-        fs::set_permissions(
-            bench.dir.join("rootfs/bin/true"),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )?;
-        super::run(Command::new(oci).arg("spec").arg("--bundle").arg(&bench.dir))?;
+        for (name, does) in [("true", Does::End), ("wait", Does::Wait)] {
+            let path = bench.dir.join("rootfs/bin").join(name);
+            fs::write(&path, smallest(does))?;
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+        crate::run(Command::new(oci).arg("spec").arg("--bundle").arg(&bench.dir))?;
         let path = bench.dir.join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
         config["ociVersion"] = "1.0.2".into();
         config["process"]["terminal"] = false.into();
-        config["process"]["args"] = json!(["/bin/true"]);
-        fs::write(path, config.to_string())?;
+        for (dir, program) in [(bench.dir.clone(), "/bin/true"), (bench.waiting(), "/bin/wait")] {
+            config["process"]["args"] = json!([program]);
+            config["root"]["path"] = bench.dir.join("rootfs").display().to_string().into();
+            fs::create_dir_all(&dir)?;
+            fs::write(dir.join("config.json"), config.to_string())?;
+        }
         Ok(bench)
+    }
+
+    /// The bundle whose program waits.
+    fn waiting(&self) -> PathBuf {
+        self.dir.join("waiting")
     }
 
     fn runtimes(&self) -> Result<Vec<Runtime>> {
@@ -105,12 +129,33 @@ impl Bench {
         Ok(())
     }
 
+    fn executions(&self, runtimes: &mut [Runtime]) -> Result<()> {
+        for runtime in runtimes.iter_mut() {
+            runtime.wait(&self.waiting())?;
+        }
+        let mut times: Vec<Vec<Duration>> = vec![Vec::new(); runtimes.len()];
+        for _ in 0..ROUNDS {
+            for (runtime, times) in runtimes.iter_mut().zip(&mut times) {
+                times.push(runtime.execute()?);
+            }
+        }
+        let crun = runtimes.iter().zip(&times).find(|(runtime, _)| runtime.name == "crun");
+        let crun = crun.map(|(_, times)| median(times));
+        for (runtime, times) in runtimes.iter_mut().zip(&times) {
+            let p50 = median(times);
+            let share = crun.map_or_else(String::new, |crun| format!("  {:.2} of crun", p50 / crun));
+            println!("  {:<10} p50 {p50:6.2}  p90 {:6.2}{share}", runtime.name, percentile(times, 90));
+            runtime.end()?;
+        }
+        Ok(())
+    }
+
     /// What one creation spends its time on, step by step.
     fn split(&self) -> Result<()> {
         let log = self.dir.join("steps");
         let mut command = Command::new(&self.oci);
         command.arg("--root").arg(self.dir.join("split")).arg("--log").arg(&log).arg("--debug");
-        super::run(command.args(["run", "pith-bench-split"]).current_dir(&self.dir))?;
+        crate::run(command.args(["run", "pith-bench-split"]).current_dir(&self.dir))?;
         let text = fs::read_to_string(log)?;
         let mut steps: Vec<(f64, &str)> = text
             .lines()
@@ -119,7 +164,7 @@ impl Bench {
             .collect();
         let total: f64 = steps.iter().map(|(time, _)| time).sum();
         steps.sort_by(|a, b| b.0.total_cmp(&a.0));
-        println!("Where pith-oci's process spends its {:.2} ms before it waits to be started:", total / 1e3);
+        println!("Where pith-oci spends {:.2} ms that it knows of, the longest steps:", total / 1e3);
         for (time, step) in steps.iter().take(15) {
             println!("  {time:8.1} µs  {step}");
         }
@@ -131,32 +176,6 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// An ELF file that does nothing but end with 0: what is measured is the runtime, not libc.
-fn smallest_program() -> Vec<u8> {
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
-    #[cfg(target_arch = "x86_64")]
-    let (machine, code): (u16, &[u8]) = (62, &[0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]); // xor edi; mov 60; syscall
-    #[cfg(target_arch = "aarch64")]
-    let (machine, code): (u16, &[u8]) =
-        (183, &[0x00, 0x00, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4]); // x0 = 0; x8 = 93; svc
-    let length = HEADERS + code.len() as u64;
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let half = |file: &mut Vec<u8>, values: &[u16]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
-    half(&mut file, &[2, machine, 1, 0]);
-    for value in [BASE + HEADERS, 64, 0] {
-        file.extend(value.to_le_bytes());
-    }
-    half(&mut file, &[0, 0, 64, 56, 1, 0, 0, 0]);
-    // One segment, readable and executable, that is the whole file.
-    half(&mut file, &[1, 0, 5, 0]);
-    for value in [0, BASE, BASE, length, length, 0x1000] {
-        file.extend(value.to_le_bytes());
-    }
-    file.extend(code);
-    file
 }
 
 /// A shell that stays and runs one command after the other.
@@ -216,6 +235,28 @@ impl Runtime {
         Ok(Runtime { name, program, shell, whole: Vec::new(), parts: Default::default() })
     }
 
+    /// Starts a container that waits.
+    fn wait(&mut self, bundle: &Path) -> Result<()> {
+        let id = self.waiting_id();
+        self.shell.time(&format!("{} run --detach --bundle {} {id}", self.program, bundle.display()))?;
+        Ok(())
+    }
+
+    fn execute(&mut self) -> Result<Duration> {
+        let id = self.waiting_id();
+        self.shell.time(&format!("{} exec {id} /bin/true", self.program))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let id = self.waiting_id();
+        self.shell.time(&format!("{} delete --force {id}", self.program))?;
+        Ok(())
+    }
+
+    fn waiting_id(&self) -> String {
+        format!("pith-bench-{}-waiting", self.name)
+    }
+
     fn round(&mut self) -> Result<()> {
         let id = format!("pith-bench-{}", self.name);
         let whole = self.shell.time(&format!("{} run {id}", self.program))?;
@@ -228,17 +269,26 @@ impl Runtime {
     }
 }
 
-/// Containers that wait to be started, until it is dropped.
+/// Containers that run and wait, until it is dropped.
 struct Crowd<'a>(&'a Bench);
 
 impl Crowd<'_> {
     fn gather(bench: &Bench) -> Result<Crowd<'_>> {
         let crowd = Crowd(bench);
         for number in 0..CROWD {
-            let status = crowd.call("create", number).status()?;
+            let bundle = bench.waiting().display().to_string();
+            let status = crowd.call(&format!("run --detach --bundle {bundle}"), number).status()?;
             ensure!(status.success(), "container {number} of the crowd: {status}");
         }
         Ok(crowd)
+    }
+
+    /// What the process of one of them takes.
+    fn process(&self) -> Result<Memory> {
+        let output = self.call("state", 0).stdout(Stdio::piped()).output()?;
+        let state: Value =
+            serde_json::from_slice(&output.stdout).context("read the state of the crowd's first")?;
+        memory::of(state["pid"].as_i64().context("it runs")?)
     }
 
     fn call(&self, words: &str, number: usize) -> Command {
