@@ -28,7 +28,8 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     let programs = programs()?;
     let images = image::write(&programs)?;
     let mut bench = Command::new(programs.join("pith-bench"));
-    bench.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images).args(arguments);
+    bench.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images);
+    bench.arg("--output").arg(root().join("target/bench")).args(arguments);
     run(&mut bench)
 }
 

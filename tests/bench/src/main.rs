@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod api;
 mod container;
 mod demo;
 mod kubernetes;
 mod memory;
 mod start;
+mod table;
 
 #[derive(Parser)]
 #[command(name = "pith-bench", version, about = "Show and measure pith on this machine")]
@@ -22,12 +24,17 @@ struct Cli {
     /// Folder of the image archives that `cargo xtask image` writes.
     #[arg(long)]
     images: PathBuf,
+    /// Where reports go as JSON.
+    #[arg(long, default_value = "target/bench")]
+    output: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// A primary alone: creates, watches, lists, scheduling.
+    Api,
     /// Start a cluster with a demo workload behind a Service and leave it running.
     Demo,
     /// One container beside crun and runc, by their command lines.
@@ -39,9 +46,10 @@ enum Command {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
+        Command::Api => api::run(&cli.pith, &cli.output),
         Command::Container => container::run(&cli.pith),
         Command::Demo => demo::run(&cli.pith, &cli.images),
-        Command::Start => start::run(&cli.pith, &cli.images),
+        Command::Start => start::run(&cli.pith, &cli.images, &cli.output),
     }
 }
 

@@ -17,6 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use crate::table::{Figure, Line, report, spread};
 use crate::{kubernetes, memory, run as run_command};
 
 const NAME: &str = "pith-bench";
@@ -25,30 +26,20 @@ const SINGLE_PODS: usize = 30;
 const POD_CROWD: usize = 100;
 const DEADLINE: Duration = Duration::from_secs(120);
 
-pub(crate) fn run(pith: &Path, images: &Path) -> Result<()> {
+pub(crate) fn run(pith: &Path, images: &Path, output: &Path) -> Result<()> {
     let bench =
         Bench { pith: pith.to_owned(), images: images.to_owned(), dir: std::env::temp_dir().join(NAME) };
     let outcome = bench.measure();
     let down = bench.down();
     let lines = outcome?;
     down?;
-    println!("{:<58} {:>24}   to hold", "what", "measured");
-    for line in lines {
-        println!("{:<58} {:>24}   {}", line.what, line.measured, line.hold);
-    }
-    Ok(())
+    report("start", &lines, output)
 }
 
 struct Bench {
     pith: PathBuf,
     images: PathBuf,
     dir: PathBuf,
-}
-
-struct Line {
-    what: String,
-    measured: String,
-    hold: &'static str,
 }
 
 impl Bench {
@@ -64,11 +55,8 @@ impl Bench {
 
     fn measure(&self) -> Result<Vec<Line>> {
         let ups = (0..UPS).map(|_| self.up()).collect::<Result<Vec<_>>>()?;
-        let mut lines = vec![Line {
-            what: "pith up --replicas 3 → all Ready".into(),
-            measured: spread(&ups),
-            hold: "≤ 2000 ms (k3s: tens of seconds)",
-        }];
+        let up = "pith up --replicas 3 → all Ready";
+        let mut lines = vec![Line::new(up, spread(&ups), "≤ 2000 ms (k3s: tens of seconds)")];
         lines.extend(self.idle_memory()?);
         let archive = self.images.join("demo-v1.tar");
         run_command(self.pith(&["image", "import"]).arg(archive))?;
@@ -97,8 +85,8 @@ impl Bench {
         let status: Value = serde_json::from_slice(&output.stdout).context("read pith status")?;
         let line = |what: &str, pid: &Value, hold| {
             let memory = memory::of(pid.as_i64().with_context(|| format!("{what} does not run"))?)?;
-            let measured = format!("{:.1} MiB RSS, {:.1} PSS", mib(memory.rss_kib), mib(memory.pss_kib));
-            Ok::<_, anyhow::Error>(Line { what: format!("idle memory of the {what}"), measured, hold })
+            let measured = in_mib(memory.rss_kib, memory.pss_kib);
+            Ok::<_, anyhow::Error>(Line::new(format!("idle memory of the {what}"), measured, hold))
         };
         Ok(vec![
             line("primary", &status["primary"], "≤ 40 MiB (kube-apiserver and its kin: 536 MiB)")?,
@@ -116,11 +104,7 @@ async fn single_pods(client: &Client) -> Result<Line> {
     }
     delete_all(client).await?;
     let what = format!("pod created → Running, one at a time ({SINGLE_PODS})");
-    Ok(Line {
-        what,
-        measured: spread(&times),
-        hold: "p50 ≤ 30, p99 ≤ 100 ms (containerd + runc: 155/180 ms)",
-    })
+    Ok(Line::new(what, spread(&times), "p50 ≤ 30, p99 ≤ 100 ms (containerd + runc: 155/180 ms)"))
 }
 
 async fn crowd(client: &Client) -> Result<Line> {
@@ -128,7 +112,8 @@ async fn crowd(client: &Client) -> Result<Line> {
     let started = start_pods(client, &names).await?;
     let last = started.into_values().fold(0.0, f64::max);
     let what = format!("{POD_CROWD} pods at once → all Running");
-    Ok(Line { what, measured: format!("{last:.0} ms"), hold: "≤ 2000 ms (containerd + runc: 10100 ms)" })
+    let measured = vec![Figure { name: "", number: last, unit: "ms" }];
+    Ok(Line::new(what, measured, "≤ 2000 ms (containerd + runc: 10100 ms)"))
 }
 
 /// Creates pods at once and returns the milliseconds from the first request until each was seen Running.
@@ -203,41 +188,19 @@ fn podd_memory() -> Result<Line> {
     let count = u64::try_from(all.len().max(1)).expect("a count of processes fits");
     let rss: u64 = all.iter().map(|memory| memory.rss_kib).sum();
     let pss: u64 = all.iter().map(|memory| memory.pss_kib).sum();
-    let measured = format!("{:.2} MiB RSS, {:.2} PSS", mib(rss / count), mib(pss / count));
     let what = format!("memory of a pod's supervisor, mean of {}", all.len());
-    Ok(Line { what, measured, hold: "≤ 1 MiB PSS (containerd's shim: 13.7 RSS, 3.4 PSS)" })
+    let measured = in_mib(rss / count, pss / count);
+    Ok(Line::new(what, measured, "≤ 1 MiB PSS (containerd's shim: 13.7 RSS, 3.4 PSS)"))
+}
+
+fn in_mib(rss_kib: u64, pss_kib: u64) -> Vec<Figure> {
+    [("RSS", rss_kib), ("PSS", pss_kib)]
+        .map(|(name, kib)| Figure { name, number: mib(kib), unit: "MiB" })
+        .into()
 }
 
 fn mib(kib: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "kibibytes of memory are far below 2^52")]
     let kib = kib as f64;
     kib / 1024.0
-}
-
-/// Median, 99th percentile and largest, in milliseconds.
-fn spread(times: &[f64]) -> String {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |share: usize| sorted.get((sorted.len() * share / 100).min(sorted.len().saturating_sub(1)));
-    match (at(50), at(99), sorted.last()) {
-        (Some(median), Some(tail), Some(most)) => format!("p50 {median:.0} p99 {tail:.0} max {most:.0} ms"),
-        _ => "nothing measured".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spread_table() {
-        let cases: [(&str, &[f64], &str); 3] = [
-            ("nothing", &[], "nothing measured"),
-            ("one", &[4.0], "p50 4 p99 4 max 4 ms"),
-            ("unsorted", &[3.0, 1.0, 2.0], "p50 2 p99 3 max 3 ms"),
-        ];
-        for (name, times, expect) in cases {
-            assert_eq!(spread(times), expect, "{name}");
-        }
-    }
 }
