@@ -165,6 +165,11 @@ fn belong(
 ) -> Vec<Step> {
     let mut steps: Vec<Step> =
         options.cgroup.legacy.iter().map(|dir| Step::JoinCgroup { dir: dir.clone() }).collect();
+    let mappings = namespaces.mappings.as_ref().map(|_| Step::AwaitMappings);
+    // The files of an undumpable process in /proc are root's (proc(5)): an ordinary user writes its maps before.
+    let (early, late) =
+        if caller.is_some_and(|caller| !caller.privileged) { (mappings, None) } else { (None, mappings) };
+    steps.extend(early);
     steps.extend([Step::Undumpable, Step::DieWithParent]);
     steps.extend(
         namespaces
@@ -177,9 +182,7 @@ fn belong(
     }
     steps.extend(process.and_then(Process::oom_score_adj).map(|value| Step::OomScore { value }));
     steps.extend(caller.and_then(|caller| caller.keyring.clone()).map(|name| Step::SessionKeyring { name }));
-    if namespaces.mappings.is_some() {
-        steps.push(Step::AwaitMappings);
-    }
+    steps.extend(late);
     if namespaces.new.contains(&Namespace::Network) {
         steps.push(Step::Loopback);
     }
