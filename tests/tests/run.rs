@@ -212,6 +212,9 @@ fn signals_are_passed_on() {
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     send(&child, rustix::process::Signal::KILL);
     assert_eq!(child.wait().expect("it ends").signal(), Some(9));
+    // Its cgroups are swept by the next run with this folder, and this test's folder ends here.
+    assert!(place.run(&[], &["true"]).status.success());
+    assert_eq!(place.leftovers("signalled"), Vec::<PathBuf>::new());
 }
 
 #[test]
