@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ pub(super) struct Cgroup {
     /// `memory`, `cpu,cpuacct`, …; empty is version 2.
     pub(super) controllers: String,
     pub(super) dir: PathBuf,
+    /// None at a hierarchy's root: nothing there is the process's alone.
     pub(super) files: Vec<Value>,
 }
 
@@ -30,7 +32,11 @@ pub(super) fn of(pid: i32) -> Result<Vec<Cgroup>> {
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let dirs = directories(&text, &mounts);
-    Ok(dirs.into_iter().map(|(controllers, dir)| Cgroup { controllers, files: files(&dir), dir }).collect())
+    let cgroup = |(controllers, dir): (String, PathBuf)| {
+        let files = if is_root(&dir) { Vec::new() } else { files(&dir) };
+        Cgroup { controllers, dir, files }
+    };
+    Ok(dirs.into_iter().map(cgroup).collect())
 }
 
 /// The version 2 cgroup alone: where eBPF programs are attached.
@@ -61,6 +67,12 @@ fn root(line: &str, controllers: &str) -> Option<PathBuf> {
         _ => false,
     };
     is_it.then(|| mount.split(' ').nth(4).map(PathBuf::from)).flatten()
+}
+
+/// Whether a hierarchy begins at a directory, as another file system than what is above.
+fn is_root(dir: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|about| about.dev()).ok();
+    dir.parent().and_then(device) != device(dir)
 }
 
 /// The files that can be read, by name. One that cannot be (write-only, or of a device that is not there) has no value.
@@ -106,6 +118,7 @@ mod tests {
         }
         fs::create_dir(dir.path().join("below")).expect("made");
         let value = |name: &str, value: &str| Value { name: name.to_owned(), value: value.to_owned() };
+        assert!(!is_root(dir.path()) && is_root(Path::new("/proc")));
         assert_eq!(files(dir.path()), [value("memory.max", "1"), value("pids.max", "max")]);
     }
 }

@@ -79,6 +79,9 @@ fn program(page: &mut String, Program { hook, id, name }: &Program) -> fmt::Resu
 fn cgroup(page: &mut String, Cgroup { controllers, dir, files }: &Cgroup) -> fmt::Result {
     let title = if controllers.is_empty() { "version 2" } else { controllers };
     writeln!(page, "\nCgroup, {title}: {}", dir.display())?;
+    if files.is_empty() {
+        writeln!(page, "  the root: nothing here is limited or counted for this process alone")?;
+    }
     for Value { name, value } in files {
         match value.split_once('\n') {
             None => writeln!(page, "  {name:<36} {value}")?,

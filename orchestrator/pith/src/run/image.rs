@@ -45,8 +45,11 @@ fn by_name(store: &Store, text: &str, reference: &Reference) -> Result<Image> {
         Err(Error::NotFound { .. }) => {}
         found => return Ok(found?),
     }
-    image::pull(store, reference)
-        .with_context(|| format!("{text} is not in {}, and to pull it failed", store.dir().display()))
+    image::pull(store, reference).with_context(|| {
+        let hint =
+            if Path::new(text).exists() { format!(" (the file here is ./{text})") } else { String::new() };
+        format!("{text} is not in {}{hint}, and to pull it failed", store.dir().display())
+    })
 }
 
 #[cfg(test)]
