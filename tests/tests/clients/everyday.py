@@ -62,6 +62,11 @@ def run(core, command, **options):
 
 
 def streams(core):
+    # Ready without a probe says nothing of what it has printed: the log is followed until it is there.
+    options = {"follow": True, "_preload_content": False, "_request_timeout": DEADLINE_S}
+    log = core.read_namespaced_pod_log("py", NAMESPACE, **options)
+    assert any(b"8080" in line for line in log)
+    log.close()
     assert "8080" in core.read_namespaced_pod_log("py", NAMESPACE)
     assert run(core, ["/pith-probe", "echo", "hello"], stdin=False) == "hello\n"
     session = run(core, ["/pith-probe", "sh"], stdin=True, _preload_content=False)
