@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use serde_json::Value;
 const DEADLINE: Duration = Duration::from_secs(30);
 const IMAGE: &str = "pith.local/demo:v1";
 const PROBE: &str = "/pith-probe";
+/// A user, and a group, to whom nothing of this machine belongs.
+const NOBODY: u32 = 65534;
 
 /// A folder of images and containers, with the demo image in it.
 struct Place(tempfile::TempDir);
@@ -182,6 +185,47 @@ fn memory_beyond_the_limit_ends_it() {
     let Some(place) = Place::new() else { return };
     let output = place.run(&["--memory", "16Mi"], &["mem", "64"]);
     assert_eq!(output.status.code(), Some(128 + 9), "{output:?}");
+}
+
+#[test]
+fn an_ordinary_user_is_root_inside() {
+    if let Some(reason) = missing_right() {
+        eprintln!("SKIPPED: an_ordinary_user_is_root_inside: {reason}");
+        return;
+    }
+    let ordinary = |program: &Path| {
+        let mut command = Command::new(program);
+        command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null()).current_dir("/");
+        command
+    };
+    let tried = ordinary(Path::new("unshare")).args(["--user", "true"]).output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "SKIPPED: an_ordinary_user_is_root_inside: no user namespace for ordinary users: {tried:?}"
+        );
+        return;
+    }
+    // Copies: the repository may be out of the user's reach.
+    let reach = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(reach.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    let (pith, archive, dir) =
+        (reach.path().join("pith"), reach.path().join("demo.tar"), reach.path().join("own"));
+    fs::copy(bin_dir().join("pith"), &pith).expect("copied");
+    fs::copy(images_dir().join("demo-v1.tar"), &archive).expect("copied");
+    fs::create_dir(&dir).expect("made");
+    std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).expect("given");
+    let run = |flags: &[&str]| {
+        let mut command = ordinary(&pith);
+        command.args(["run", "--dir"]).arg(&dir).args(flags).arg(&archive);
+        command.args(["--", PROBE, "cat", "/proc/self/uid_map"]).output().expect("pith starts")
+    };
+    let output = run(&[]);
+    let map: Vec<u32> =
+        text(&output.stdout).split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    assert_eq!(map, [0, NOBODY, 1], "{output:?}");
+    let output = run(&["--memory", "64Mi"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("an ordinary user cannot"), "{output:?}");
 }
 
 /// Starts a program that stays, and waits until it runs.
