@@ -77,6 +77,7 @@ fn containers_see_what_their_pod_describes() {
             .until("web", "through", |p| {
                 p.status.as_ref().is_some_and(|s| s.container_statuses.is_some())
                     && ["env", "cat", "id"].iter().all(|c| done(p, c))
+                    && container(p, "stay").container_id.is_some()
             })
             .await;
         let env = node.log(&pod, "env", 0);
