@@ -38,6 +38,7 @@ pub(crate) fn run(pith: &Path, images: &Path) -> Result<()> {
     let client = runtime.block_on(kubernetes::client(&kubeconfig))?;
     steps.time("demo ready", || runtime.block_on(apply_demo(&client)))?;
     let nodes = runtime.block_on(addresses(&client))?;
+    steps.time("Service ready", || nodes.iter().try_for_each(|node| answered(node)))?;
     let answers = steps.time("requests", || ask(&nodes))?;
     report(&steps, &answers, &nodes, pith, &kubeconfig);
     Ok(())
@@ -110,11 +111,29 @@ async fn addresses(client: &Client) -> Result<Vec<String>> {
     Ok(addresses.collect())
 }
 
+/// Waits until a replica's NodePort answers: its proxy refuses what it knows no endpoints of yet, and hears of them
+/// a moment after the Deployment is available.
+fn answered(node: &str) -> Result<()> {
+    let address = address(node)?;
+    let start = Instant::now();
+    while let Err(error) = get(address) {
+        if start.elapsed() > DEADLINE {
+            return Err(error.context(format!("ask {address}")));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn address(node: &str) -> Result<SocketAddr> {
+    format!("{node}:{NODE_PORT}").parse().context("a replica's address")
+}
+
 /// Requests to each replica's NodePort in turn; counts which pod answered.
 fn ask(nodes: &[String]) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     for node in nodes.iter().cycle().take(REQUESTS) {
-        let address: SocketAddr = format!("{node}:{NODE_PORT}").parse().context("a replica's address")?;
+        let address = address(node)?;
         *answers.entry(get(address).with_context(|| format!("ask {address}"))?).or_default() += 1;
     }
     if answers.len() < 2 {
