@@ -1,7 +1,7 @@
 //! A container's cgroup: where it is, which devices it may use, its limits.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use oci_spec::runtime::{
@@ -38,7 +38,7 @@ impl Place {
         let found: Vec<PathBuf> = ways(hierarchy, &path).filter(|dir| dir.is_dir()).collect();
         let place = Place { path, found };
         let cgroup = Cgroup::open(hierarchy, &place.path)?;
-        if cgroup.dirs().iter().any(|dir| place.found.contains(dir)) {
+        if !place.found.is_empty() && cgroup.dirs().iter().any(|dir| place.found.contains(dir)) {
             let processes = cgroup.all_pids()?.len();
             if processes > 0 {
                 return Err(Error::CgroupInUse { path: place.path, processes });
@@ -54,7 +54,7 @@ impl Place {
     /// Ends whatever runs in it, and removes it.
     pub(crate) fn remove(&self) -> Result<()> {
         let cgroup = self.open()?;
-        if cgroup.dirs().iter().any(|dir| self.found.contains(dir)) {
+        if !self.found.is_empty() && cgroup.dirs().iter().any(|dir| self.found.contains(dir)) {
             cgroup.kill()?;
             cgroup.wait_empty(END)?;
         } else if cgroup.delete(Duration::ZERO).is_err() {
@@ -63,7 +63,8 @@ impl Place {
             cgroup.delete(END)?;
         }
         // Folders that were made on the way stay as long as others use them.
-        for dir in ways(cgroup.hierarchy(), &self.path).filter(|dir| !self.found.contains(dir)) {
+        let Some((above, _)) = self.path.rsplit_once('/') else { return Ok(()) };
+        for dir in ways(cgroup.hierarchy(), above).filter(|dir| !self.found.contains(dir)) {
             let _ = std::fs::remove_dir(dir);
         }
         Ok(())
@@ -92,8 +93,14 @@ fn normal(path: &Path) -> Result<String> {
     if names.is_empty() { Err(refuse()) } else { Ok(names.join("/")) }
 }
 
+/// The host's, found out once: it takes the kernel longer to list the mounts than to make a cgroup.
 pub(crate) fn hierarchy() -> Result<Arc<Hierarchy>> {
-    Ok(Arc::new(Hierarchy::detect()?))
+    static FOUND: OnceLock<Arc<Hierarchy>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(Arc::clone(found));
+    }
+    let found = Arc::new(Hierarchy::detect()?);
+    Ok(Arc::clone(FOUND.get_or_init(|| found)))
 }
 
 /// Makes the cgroup and sets its limits.

@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use pith_container::plan::Hook;
+use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -279,10 +280,21 @@ impl Folder {
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    fs::write(&aside, content).and_then(|()| fs::rename(&aside, path)).map_err(|error| {
+    fs::write(&aside, content).and_then(|()| exchange(&aside, path)).map_err(|error| {
         let _ = fs::remove_file(&aside);
         Error::io("write", path)(error)
     })
+}
+
+/// Brings a file to its path. Where one is there already the two change places: a rename over it would have ext4 write
+/// the new one out at once (ext4(5), auto_da_alloc), and whoever deletes the container waits for the disk then.
+fn exchange(aside: &Path, path: &Path) -> std::io::Result<()> {
+    match rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_file(aside),
+        // None is there, or the file system cannot do it.
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(aside, path),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// The ids of every container below a root.
