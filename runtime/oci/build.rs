@@ -1,4 +1,4 @@
-//! How `pith-oci` is linked: at a fixed address.
+//! How `pith-oci` is linked: at a fixed address, and entered at `pith_sys::entry`.
 //!
 //! Every command of an engine is a process of its own, and those that launch are executed twice (`shield`). A static
 //! program at any address has to correct 16,000 pointers each time it starts, a third of the time that it lives without
@@ -13,5 +13,6 @@ fn main() {
     if gnu && is_static {
         println!("cargo:rustc-link-arg-bins=-static");
         println!("cargo:rustc-link-arg-bins=-no-pie");
+        println!("cargo:rustc-link-arg-bins=-Wl,-e,pith_entry");
     }
 }

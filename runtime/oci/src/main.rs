@@ -7,13 +7,12 @@ use pith_oci::Error;
 use pith_oci::command::{Asked, read};
 use pith_oci::log::Log;
 use pith_oci::shield;
-
-/// Commands by which a process of this program comes to be where a container can see it.
-const LAUNCHING: [&str; 3] = ["create", "run", "exec"];
+use pith_sys::entry::LAUNCHING;
 
 fn main() {
     // Before anything is opened: what was inherited has to come along.
-    if std::env::args().any(|word| LAUNCHING.contains(&word.as_str())) {
+    let launches = |word: String| LAUNCHING.iter().any(|launching| launching.to_bytes() == word.as_bytes());
+    if std::env::args().any(launches) {
         shield::raise();
     }
     let invocation = match read(std::env::args().skip(1)) {

@@ -4,6 +4,9 @@
 //! from then on the file can be opened through `/proc/<pid>/exe`, and written to once nobody executes it any more
 //! (CVE-2019-5736). So what runs is not the file itself but a view of it through a mount that is read-only, in no
 //! mount namespace, and so in nobody's power to change; where such a mount cannot be had, a sealed copy in memory.
+//!
+//! Usually `pith_sys::entry` has seen to it before this program began; here is what it leaves: ordinary users, copies,
+//! and programs that are linked otherwise (`build.rs`).
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

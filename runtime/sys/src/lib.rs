@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`process`] | `clone3` as fork (CLONE_INTO_CGROUP, pidfd), and as vfork + exec from many threads |
 //! | [`descriptor`] | the descriptor table of a process about to become something else |
+//! | [`entry`] | what a program does before libc: executing itself through a read-only view |
 //! | [`message`] | packets with descriptors over a unix socket, sockets at paths of any length |
 //! | [`mount`] | `mount_setattr`, messages of `fsopen`, lookups beneath a root |
 //! | [`seccomp`] | loading a filter |
@@ -18,6 +19,7 @@
 pub mod attributes;
 pub mod bpf;
 pub mod descriptor;
+pub mod entry;
 pub mod message;
 pub mod mount;
 pub mod network;
