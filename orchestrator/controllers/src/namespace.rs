@@ -3,6 +3,7 @@
 //! Pods go first, everything else after them, so that nothing that a pod still uses is taken from it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
@@ -23,6 +24,8 @@ const FINALIZER: &str = "kubernetes";
 const WORKERS: usize = 4;
 /// Requests under way at once for one namespace.
 const REQUESTS: usize = 16;
+/// How soon a namespace is looked at again whose content waits for somebody's finalizers.
+const RECHECK: Duration = Duration::from_secs(1);
 
 pub(crate) fn controller(cluster: &Arc<Cluster>, cancel: CancellationToken) -> BoxFuture<'static, ()> {
     let queue = Queue::new();
@@ -66,8 +69,8 @@ async fn reconcile(cluster: &Cluster, key: Key) -> Result<Outcome> {
     }
     if !remains.is_empty() {
         report(cluster, &namespace, &remains).await?;
-        // Looked at again with back-off, and at once when one of its pods goes.
-        return Err(Error::object(namespace.as_ref(), "some of its content remains"));
+        // Not a failure: each pod that goes leads here too, and would double the back-off.
+        return Ok(Outcome::After(RECHECK));
     }
     finalize(cluster, &namespace).await?;
     Ok(Outcome::Done)

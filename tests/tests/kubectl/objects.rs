@@ -48,7 +48,7 @@ fn namespace(kubectl: &Kubectl) {
     assert!(!late.ok && late.stderr.contains("because it is being terminated"), "{}", late.stderr);
 
     finalizers(kubectl, "null");
-    kubectl.run(&["wait", "--for=delete", "namespace/shop", "--timeout=40s"]);
+    kubectl.run(&["wait", "--for=delete", "namespace/shop", "--timeout=10s"]);
 }
 
 fn finalizers(kubectl: &Kubectl, list: &str) {
