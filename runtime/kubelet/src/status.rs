@@ -121,7 +121,9 @@ pub(crate) fn phase(desired: &Desired, observed: &Observed) -> &'static str {
         }
     }
     let removed = observed.stopping_since.is_some() || !matches!(desired.fate, crate::desired::Fate::Run);
-    if removed && running == 0 && stopped + waiting == mains.len() {
+    // What is being started yet will run, and an end is told only once: nothing takes it back.
+    let starting = mains.iter().filter_map(|u| get(u)).any(|c| matches!(c.phase, Phase::Starting));
+    if removed && running == 0 && !starting {
         return match (stopped, succeeded) {
             (0, _) if observed.stopping_since.is_none() => "Pending",
             (s, ok) if s == ok && waiting == 0 => "Succeeded",

@@ -112,6 +112,7 @@ fn phases_and_reasons() {
         (init(), vec![("i", "ok"), ("a", "run")], Fate::Run, "Running i=Completed a=Running ready=True"),
         (init(), vec![("i", "crash")], Fate::Run, "Pending i=CrashLoopBackOff a=PodInitializing ready=False"),
         (plain(), vec![("a", "run")], gone, "Running a=Running ready=True"),
+        (plain(), vec![("a", "starting")], gone, "Pending a=ContainerCreating ready=False"),
         (plain(), vec![("a", "ok")], gone, "Succeeded a=Completed ready=False"),
         (plain(), vec![("a", "bad")], gone, "Failed a=Error ready=False"),
     ];

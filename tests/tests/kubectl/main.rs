@@ -53,7 +53,8 @@ fn apply_and_get(kubectl: &Kubectl) {
     kubectl.apply(WEB);
     let printed = kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     assert!(printed.contains("deployment \"web\" successfully rolled out"), "{printed}");
-    let wide = kubectl.run(&["get", "pods", "-o", "wide"]);
+    // By label: what earlier steps have deleted may still be on its way out.
+    let wide = kubectl.run(&["get", "pods", "-l", "app=web", "-o", "wide"]);
     let lines: Vec<&str> = wide.lines().collect();
     let header = [
         "NAME",
