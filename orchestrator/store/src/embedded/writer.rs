@@ -36,8 +36,10 @@ impl Change {
     }
 }
 
+type Outcome = Result<Committed, Error>;
+
 pub(super) enum Request {
-    Write { change: Change, expect: Expect, reply: oneshot::Sender<Result<Committed, Error>> },
+    Write { change: Change, expect: Expect, reply: oneshot::Sender<Outcome> },
     Compact { through: Revision, reply: oneshot::Sender<()> },
 }
 
@@ -45,7 +47,9 @@ pub(super) enum Request {
 struct Batch {
     revision: Revision,
     events: Vec<Arc<Event>>,
-    replies: Vec<(oneshot::Sender<Result<Committed, Error>>, Committed)>,
+    /// What is answered once the batch is on disk: also a refusal for what only the batch knows. Whoever gets it
+    /// reads again, and must find what was in the way.
+    replies: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     /// The latest state of keys changed in this batch, which the index does not show yet.
     pending: HashMap<Key, Option<Entry>>,
     bytes: usize,
@@ -79,21 +83,19 @@ impl Batch {
         Self { revision, events: Vec::new(), replies: Vec::new(), pending: HashMap::new(), bytes: 0 }
     }
 
-    /// Takes a write in, or answers at once that it may not happen.
-    fn add(
-        &mut self,
-        shared: &Shared,
-        change: Change,
-        expect: Expect,
-        reply: oneshot::Sender<Result<Committed, Error>>,
-    ) {
-        let current = match self.pending.get(change.key()) {
+    /// Takes a write in, or refuses it; at once, where the reason is on disk.
+    fn add(&mut self, shared: &Shared, change: Change, expect: Expect, reply: oneshot::Sender<Outcome>) {
+        let pending = self.pending.get(change.key());
+        let current = match pending {
             Some(pending) => pending.clone(),
             None => shared.read().get(change.key()),
         };
         if let Err(error) = check(&change, expect, current.as_ref()) {
-            // Whoever asked may have stopped waiting; here and below.
-            let _ = reply.send(Err(error));
+            match pending {
+                Some(_) => self.replies.push((reply, Err(error))),
+                // Whoever asked may have stopped waiting; here and below.
+                None => drop(reply.send(Err(error))),
+            }
             return;
         }
         let revision = Revision(self.revision.0 + 1);
@@ -106,7 +108,7 @@ impl Batch {
         let entry = value.clone().map(|value| Entry { key: key.clone(), value, revision });
         self.pending.insert(key.clone(), entry);
         self.events.push(Arc::new(Event { key, revision, value, previous: current.clone() }));
-        self.replies.push((reply, Committed { revision, previous: current }));
+        self.replies.push((reply, Ok(Committed { revision, previous: current })));
     }
 
     fn commit(self, disk: &Disk, shared: &Shared) {
@@ -128,8 +130,8 @@ impl Batch {
                 shared.wakers.wake(event.key.collection(), self.revision);
             }
         }
-        for (reply, committed) in self.replies {
-            let _ = reply.send(Ok(committed));
+        for (reply, answer) in self.replies {
+            let _ = reply.send(answer);
         }
     }
 }
@@ -144,5 +146,46 @@ fn check(change: &Change, expect: Expect, current: Option<&Entry>) -> Result<(),
         (Expect::At(_), Some(current)) => Err(Error::Changed { current: current.clone() }),
         (Expect::Any, None) if matches!(change, Change::Delete { .. }) => Err(absent()),
         (Expect::Any, _) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use super::*;
+    use crate::{Collection, Limits, embedded::watcher::Wakers};
+
+    #[test]
+    fn a_refusal_waits_for_the_write_that_is_its_reason() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(dir.path()).expect("opens");
+        let index = RwLock::new(disk.load(Limits::default()).expect("loads"));
+        let shared = Shared { index, wakers: Wakers::new() };
+        let key = Collection::new("", "pods").and_then(|pods| pods.key(Some("n"), "a")).expect("a key");
+        let put = || Change::Put { key: key.clone(), value: "{}".into() };
+
+        let mut batch = Batch::behind(shared.read().revision());
+        let answers = [Expect::Absent, Expect::Absent].map(|expect| {
+            let (reply, answer) = oneshot::channel();
+            batch.add(&shared, put(), expect, reply);
+            answer
+        });
+        let [mut first, mut second] = answers;
+        assert!(
+            first.try_recv().is_err() && second.try_recv().is_err(),
+            "nobody hears of it before it is on disk"
+        );
+        batch.commit(&disk, &shared);
+        assert!(matches!(first.try_recv(), Ok(Ok(_))));
+        assert!(matches!(second.try_recv(), Ok(Err(Error::Exists { .. }))));
+        assert!(shared.read().get(&key).is_some());
+
+        let (reply, mut answer) = oneshot::channel();
+        Batch::behind(shared.read().revision()).add(&shared, put(), Expect::Absent, reply);
+        assert!(
+            matches!(answer.try_recv(), Ok(Err(Error::Exists { .. }))),
+            "what is on disk is told at once"
+        );
     }
 }
