@@ -1,14 +1,16 @@
 //! Reading a bundle's `config.json`.
 //!
 //! Unknown properties are ignored and unknown capabilities are named in a warning, as the specification asks; every
-//! other value that cannot be honoured is an error that says which.
+//! other value that cannot be honoured is an error that says which. The types are those of oci-spec: where they know
+//! less than the specification (later capabilities) or ask for more, the text is put right and read again.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
-use serde_json::Value;
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::log::Log;
@@ -84,17 +86,56 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn parse(text: &[u8], path: &Path, log: &Log) -> Result<Spec> {
     match serde_json::from_slice(text) {
         Ok(spec) => Ok(spec),
-        // The types know no capability that came after them: without those it may be fine.
-        Err(first) => {
-            let config = |source| Error::Config { path: path.to_owned(), source };
-            let mut value: Value = serde_json::from_slice(text).map_err(config)?;
-            let unknown = value.pointer_mut("/process/capabilities").map(drop_unknown_capabilities);
-            let unknown = unknown.unwrap_or_default();
-            if unknown.is_empty() {
-                return Err(config(first));
-            }
-            log.warn(&format!("ignoring unknown or unavailable capabilities: {}", unknown.join(", ")));
-            serde_json::from_value(value).map_err(config)
+        Err(first) => reread(text, path, log, first, "/process"),
+    }
+}
+
+/// A process by itself, as `exec --process` has it.
+pub(crate) fn parse_process(text: &[u8], path: &Path, log: &Log) -> Result<Process> {
+    match serde_json::from_slice(text) {
+        Ok(process) => Ok(process),
+        Err(first) => reread(text, path, log, first, ""),
+    }
+}
+
+/// Reads a text again without what only our types object to. `process` is the JSON pointer to the process in it.
+fn reread<T: DeserializeOwned>(
+    text: &[u8],
+    path: &Path,
+    log: &Log,
+    first: serde_json::Error,
+    process: &str,
+) -> Result<T> {
+    let config = |source| Error::Config { path: path.to_owned(), source };
+    let mut value: Value = serde_json::from_slice(text).map_err(config)?;
+    let Some(process) = value.pointer_mut(process).and_then(Value::as_object_mut) else {
+        return Err(config(first));
+    };
+    let before = process.clone();
+    let unknown = process.get_mut("capabilities").map(drop_unknown_capabilities).unwrap_or_default();
+    if !unknown.is_empty() {
+        log.warn(&format!("ignoring unknown or unavailable capabilities: {}", unknown.join(", ")));
+    }
+    // OCI: optional, and user 0 then.
+    process.entry("user").or_insert_with(|| json!({}));
+    process.get_mut("scheduler").map(rename_scheduler_flags);
+    if *process == before {
+        return Err(config(first));
+    }
+    serde_json::from_value(value).map_err(config)
+}
+
+/// The specification's names for two flags, and those that our types have.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+fn rename_scheduler_flags(scheduler: &mut Value) {
+    let flags = scheduler.get_mut("flags").and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, ours)) = SCHEDULER_FLAGS.iter().find(|(name, _)| flag.as_str() == Some(name)) {
+            *flag = (*ours).into();
         }
     }
 }

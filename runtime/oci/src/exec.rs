@@ -39,7 +39,7 @@ pub(crate) fn exec(
     let target = state.process.ok_or(Error::NotRunning)?;
     let pidfd = target.open()?.ok_or(Error::NotRunning)?;
     let spec = read_spec(folder, log)?;
-    let process = process(&spec, flags, words, inherited)?;
+    let process = process(&spec, flags, words, inherited, log)?;
     let detach = flags.is_set("detach");
     let socket = flags.get("console-socket");
     console::check(process.terminal().unwrap_or(false), socket.is_some(), !detach)?;
@@ -137,11 +137,17 @@ fn options(state: &State, below: Option<&str>) -> Result<Options> {
 }
 
 /// The process from a file, or the container's own with what the flags change.
-fn process(spec: &Spec, flags: &Parsed, words: &[String], inherited: &Inherited) -> Result<Process> {
+fn process(
+    spec: &Spec,
+    flags: &Parsed,
+    words: &[String],
+    inherited: &Inherited,
+    log: &Log,
+) -> Result<Process> {
     let mut process = match flags.get("process") {
         Some(path) => {
             let text = fs::read(path).map_err(Error::io("read", path))?;
-            serde_json::from_slice(&text).map_err(|source| Error::Config { path: path.into(), source })?
+            bundle::parse_process(&text, Path::new(path), log)?
         }
         None => {
             if words.is_empty() {

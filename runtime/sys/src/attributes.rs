@@ -1,4 +1,4 @@
-//! Attributes of the calling process that neither rustix nor nix can set.
+//! Attributes of the calling process that neither rustix nor nix knows.
 
 use std::ffi::CStr;
 
@@ -31,10 +31,19 @@ pub fn set_scheduling(mut wanted: Scheduling) -> Result<()> {
     Ok(())
 }
 
+/// Of <linux/ioprio.h>, which libc lacks.
+const WHO_PROCESS: libc::c_int = 1;
+const CLASS_SHIFT: u32 = 13;
+
+/// Class and level of the io priority that this process has.
+pub fn io_priority() -> Result<(u32, u32)> {
+    // SAFETY: two integers.
+    let priority = check(unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) })? as u32;
+    Ok((priority >> CLASS_SHIFT, priority & 7))
+}
+
 /// Sets the io priority of this process: class 1 real time, 2 best effort, 3 idle; level 0 (first) to 7.
 pub fn set_io_priority(class: u32, level: u32) -> Result<()> {
-    const WHO_PROCESS: libc::c_int = 1;
-    const CLASS_SHIFT: u32 = 13;
     // SAFETY: three integers.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, class << CLASS_SHIFT | level) })?;
     Ok(())

@@ -133,16 +133,19 @@ pub(super) fn sysctls(
 /// The host's and the domain's name, which are the namespace's. A pod's are its supervisor's business.
 pub(super) fn names(spec: &Spec, namespaces: &Namespaces, caller: bool) -> Result<Vec<Step>, CompileError> {
     let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-    let hostname = given(spec.hostname()).map(|name| Step::Hostname { name });
-    let domainname = given(spec.domainname()).map(|name| Step::Domainname { name });
-    let steps: Vec<Step> = hostname.into_iter().chain(domainname).collect();
+    let (hostname, domainname) = (given(spec.hostname()), given(spec.domainname()));
     if !namespaces.has(Namespace::Uts) {
-        if steps.is_empty() || !caller {
-            return Ok(vec![]);
-        }
-        return Err(unsupported("hostname", " without a UTS namespace of the container's own"));
+        let field = match (hostname, domainname) {
+            (Some(_), _) => "hostname",
+            (None, Some(_)) => "domainname",
+            (None, None) => return Ok(vec![]),
+        };
+        let reason = " without a UTS namespace of the container's own";
+        return if caller { Err(unsupported(field, reason)) } else { Ok(vec![]) };
     }
-    Ok(steps)
+    let hostname = hostname.map(|name| Step::Hostname { name });
+    let domainname = domainname.map(|name| Step::Domainname { name });
+    Ok(hostname.into_iter().chain(domainname).collect())
 }
 
 /// Without a mount namespace every mount would be the host's.
@@ -172,6 +175,13 @@ pub(super) fn refuse_unsupported(spec: &Spec, caller: Option<&Caller>) -> Result
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
         ("linux.intelRdt", of_linux(|l| l.intel_rdt().is_some())),
+        (
+            "linux.personality.flags",
+            of_linux(|l| {
+                let flags = l.personality().as_ref().and_then(|personality| personality.flags().as_ref());
+                flags.is_some_and(|flags| !flags.is_empty())
+            }),
+        ),
         ("linux.netDevices", of_linux(|l| l.net_devices().as_ref().is_some_and(|v| !v.is_empty()))),
         ("hooks", hooks && caller.is_none()),
         ("linux.mountLabel", label && caller.is_none()),

@@ -363,10 +363,13 @@ impl<'a> Mounts<'a> {
     }
 
     fn covers(&mut self, linux: &Linux, slots: &mut Slots) -> Result<(), CompileError> {
-        let paths = |listed: &Option<Vec<String>>| -> Vec<PathBuf> {
-            listed.iter().flatten().map(|path| clean(Path::new(path))).collect()
+        let paths = |field: &str, listed: &Option<Vec<String>>| -> Result<Vec<PathBuf>, CompileError> {
+            let paths = listed.iter().flatten().map(Path::new);
+            paths
+                .map(|path| if path.is_absolute() { Ok(clean(path)) } else { Err(relative(field, path)) })
+                .collect()
         };
-        let masked = paths(linux.masked_paths());
+        let masked = paths("linux.maskedPaths", linux.masked_paths())?;
         if !masked.is_empty() {
             let (null, empty) = (slots.next()?, slots.next()?);
             self.host_step(Step::OpenNull { slot: null });
@@ -382,7 +385,7 @@ impl<'a> Mounts<'a> {
             });
             self.cover.push(Step::Mask { paths: masked, null, empty });
         }
-        let read_only = paths(linux.readonly_paths());
+        let read_only = paths("linux.readonlyPaths", linux.readonly_paths())?;
         if !read_only.is_empty() {
             self.cover.push(Step::ReadOnly { paths: read_only });
         }
@@ -510,6 +513,10 @@ fn clean(path: &Path) -> PathBuf {
         }
     }
     clean
+}
+
+fn relative(field: &str, path: &Path) -> CompileError {
+    invalid(field, path, "is not absolute")
 }
 
 fn invalid(field: &str, value: &Path, problem: &'static str) -> CompileError {

@@ -221,6 +221,7 @@ fn scheduling(scheduler: &Scheduler) -> Result<Scheduling, CompileError> {
                 LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
             }
     });
+    refuse_unfit(scheduler)?;
     let priority = scheduler.priority().unwrap_or(0);
     Ok(Scheduling {
         policy: policy as u32,
@@ -235,6 +236,25 @@ fn scheduling(scheduler: &Scheduler) -> Result<Scheduling, CompileError> {
         deadline_ns: scheduler.deadline().unwrap_or(0),
         period_ns: scheduler.period().unwrap_or(0),
     })
+}
+
+/// What the kernel would put right or pass over without a word: values that the policy has no use for.
+fn refuse_unfit(scheduler: &Scheduler) -> Result<(), CompileError> {
+    use LinuxSchedulerPolicy::{SchedBatch, SchedDeadline, SchedFifo, SchedOther, SchedRr};
+    let policy = scheduler.policy();
+    let (nice, priority) = (scheduler.nice().unwrap_or(0), scheduler.priority().unwrap_or(0));
+    let times = [scheduler.runtime(), scheduler.deadline(), scheduler.period()];
+    let time = times.into_iter().flatten().find(|time| **time != 0);
+    let (part, value, problem) = if matches!(policy, SchedOther | SchedBatch) && !(-20..=19).contains(&nice) {
+        ("nice", nice.to_string(), "is not from -20 to 19")
+    } else if !matches!(policy, SchedFifo | SchedRr) && priority != 0 {
+        ("priority", priority.to_string(), "is for SCHED_FIFO and SCHED_RR only")
+    } else if let Some(time) = time.filter(|_| *policy != SchedDeadline) {
+        ("runtime", time.to_string(), "is for SCHED_DEADLINE only, as deadline and period are")
+    } else {
+        return Ok(());
+    };
+    Err(CompileError::Invalid { field: format!("process.scheduler.{part}"), value, problem })
 }
 
 fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Step, CompileError> {

@@ -175,6 +175,9 @@ fn facts() -> Value {
         "stat": read("/proc/self/stat"),
         "personality": read("/proc/self/personality"),
         "oom": read("/proc/self/oom_score_adj"),
+        "io priority": pith_sys::attributes::io_priority().map(|(class, level)| json!([class, level]))
+            .unwrap_or_default(),
+        "numa": read("/proc/self/numa_maps"),
         "fds": fds,
         "mounts": mounts,
         "devices": devices,

@@ -9,10 +9,12 @@ mod chapters;
 mod config;
 mod engine;
 mod escapes;
+mod fields;
 mod guest;
 mod hooks;
 mod killed;
 mod life;
+mod refusals;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     let filters: Vec<&String> = args[1..].iter().filter(|arg| !arg.starts_with('-')).collect();
     let tests: Vec<Test> = [
         life::TESTS,
+        refusals::TESTS,
+        fields::TESTS,
         config::TESTS,
         hooks::TESTS,
         escapes::TESTS,
