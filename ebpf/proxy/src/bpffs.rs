@@ -15,10 +15,7 @@ use std::{
 
 use pith_abi::{LAYOUT, map_name};
 
-use crate::{
-    datapath::is_pod_pin,
-    kernel::{self, ObjectKind},
-};
+use crate::kernel::{self, ObjectKind};
 
 /// File system type of bpffs (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -149,11 +146,7 @@ pub(crate) fn remove(folder: &Path, programs: &[&str]) -> Result<(), PinError> {
 /// Removes the pins of one layout; what is left of others' in words.
 fn remove_layout(pins: &Pins, programs: &[&str]) -> Result<Vec<String>, PinError> {
     // Links first: a program without its maps' names still works, but nobody could see why.
-    let mut links: Vec<PathBuf> = programs.iter().map(|program| pins.link(program)).collect();
-    if pins.links().is_dir() {
-        let of_pods = names(&pins.links())?.into_iter().filter(|name| is_pod_pin(name));
-        links.extend(of_pods.map(|name| pins.link(&name)));
-    }
+    let links: Vec<PathBuf> = programs.iter().map(|program| pins.link(program)).collect();
     for pin in &links {
         match kernel::open_pin(pin) {
             Ok(link) => kernel::detach_link(link.as_fd()).map_err(PinError::io("detach", pin))?,

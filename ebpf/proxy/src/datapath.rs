@@ -1,7 +1,6 @@
 //! The datapath of one node: what is attached where, and what its programs know of the node.
 
 use std::{
-    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
@@ -21,10 +20,12 @@ use tracing::debug;
 use crate::{
     bpffs::{self, PinError},
     cidr::Cidr,
+    filters::FilterError,
     flows::{self, Collected},
     kernel,
     loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
+    pods::{self, PodLinks},
     table::TableLimits,
 };
 
@@ -33,11 +34,11 @@ const CGROUP_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
-/// At each pod's link; the interface's name follows in the name of the pin.
-const FROM_POD: &str = "from_pod";
-const TO_POD: &str = "to_pod";
+/// At each pod's link.
+pub(crate) const FROM_POD: &str = "from_pod";
+pub(crate) const TO_POD: &str = "to_pod";
 
-/// Every program, by the name of its link's pin.
+/// Every program whose link is pinned, by the name of the pin.
 const PROGRAMS: [&str; 10] = [
     "connect4",
     "connect6",
@@ -148,6 +149,8 @@ pub enum DatapathError {
     #[error("{path} is not the map this proxy knows ({found}): another program uses this folder")]
     ForeignMap { path: PathBuf, found: String },
     #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
     Map(#[from] MapAccess),
     #[error("interface {name}")]
     Interface {
@@ -203,9 +206,8 @@ pub struct Datapath {
     node: NodeConfig,
     /// Addresses of this node, for NODES.
     pub(crate) own: Vec<Ipv4Addr>,
-    /// Pods' interfaces that have programs, by their prefix.
-    pod_prefix: Option<String>,
-    pods: BTreeSet<String>,
+    /// Until they are followed by a task of their own.
+    pub(crate) pods: Option<PodLinks>,
     uplink: Option<String>,
     pub(crate) table_limits: TableLimits,
 }
@@ -236,16 +238,9 @@ impl Datapath {
         for program in CGROUP_PROGRAMS {
             loaded.attach_cgroup(program, &config.cgroup)?;
         }
-        Ok(Self {
-            loaded,
-            maps,
-            node,
-            own: Vec::new(),
-            pod_prefix: config.pod_interfaces.clone(),
-            pods: BTreeSet::new(),
-            uplink: None,
-            table_limits,
-        })
+        let pods = config.pod_interfaces.as_deref().map(|prefix| PodLinks::open(prefix, loaded.programs()));
+        let pods = pods.transpose()?;
+        Ok(Self { loaded, maps, node, own: Vec::new(), pods, uplink: None, table_limits })
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
@@ -262,39 +257,18 @@ impl Datapath {
         self.node.uplink = index;
         self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
         self.maps.set_node(self.node)?;
-        self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface, UPLINK_INGRESS)?;
-        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface, UPLINK_EGRESS)
+        self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface)?;
+        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface)
     }
 
-    /// Whether pods' interfaces are to be given programs.
-    pub(crate) fn follows_pods(&self) -> bool {
-        self.pod_prefix.is_some()
-    }
-
-    /// Gives pods' interfaces that are new their programs, and forgets those that are gone.
-    pub fn follow_pods(&mut self) -> Result<(), DatapathError> {
-        let Some(prefix) = &self.pod_prefix else { return Ok(()) };
-        let interfaces = nix::net::if_::if_nameindex()
-            .map_err(|error| DatapathError::Interface { name: format!("{prefix}*"), source: error.into() })?;
-        let names = interfaces.iter().filter_map(|interface| interface.name().to_str().ok());
-        let now: BTreeSet<String> =
-            names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect();
-        for gone in self.pods.difference(&now) {
-            for program in [FROM_POD, TO_POD] {
-                self.loaded.forget_link(&pod_pin(program, gone))?;
-            }
+    /// Gives pods' interfaces that are there their programs. [`run`](crate::run()) does so itself, and follows
+    /// those that come.
+    pub fn attach_pods(&mut self) -> Result<(), DatapathError> {
+        let Some(pods) = &mut self.pods else { return Ok(()) };
+        match pods.attach_all()?.into_iter().next() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
         }
-        for new in now.difference(&self.pods) {
-            for (program, kind) in [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)] {
-                match self.loaded.attach_classifier(program, kind, new, &pod_pin(program, new)) {
-                    // It went before it was reached: the kernel will tell of that next.
-                    Err(_) if interface_index(new).is_err() => {}
-                    other => other?,
-                }
-            }
-        }
-        self.pods = now;
-        Ok(())
     }
 
     /// Ends flows that are over, and those to backends that `serves` (a Service's index, a backend) denies.
@@ -361,28 +335,19 @@ impl Datapath {
     }
 
     /// Runs a packet, from its Ethernet header on, through a program and the live maps; flows it begins
-    /// stay. The program has to be attached somewhere.
+    /// stay. The program has to be loaded: those of the uplink are when that is attached.
     pub fn replay(&self, hook: Uplink, packet: &[u8]) -> Result<Replayed, DatapathError> {
         self.loaded.replay(hook.program(), packet)
     }
 
     /// Detaches a datapath and removes its pins, whether or not a process uses it. Pins that are not ours
-    /// stay and are named in the error.
+    /// stay and are named in the error. Programs at pods' links are taken away in this network namespace;
+    /// in one that is gone they went with the links.
     pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
+        // While the maps, by which they are known, have their names.
+        pods::remove(bpffs)?;
         Ok(bpffs::remove(bpffs, &PROGRAMS)?)
     }
-}
-
-/// Name of the pin of a link at a pod's interface.
-fn pod_pin(program: &str, interface: &str) -> String {
-    format!("{program}-{interface}")
-}
-
-/// Whether a pin is one of those.
-pub(crate) fn is_pod_pin(name: &str) -> bool {
-    [FROM_POD, TO_POD]
-        .iter()
-        .any(|program| name.strip_prefix(program).is_some_and(|interface| interface.starts_with('-')))
 }
 
 /// An address as it lies in packets.

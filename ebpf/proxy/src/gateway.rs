@@ -75,8 +75,8 @@ impl Gateway {
             netns_cookie: 0,
         })?;
         let uplink = &config.uplink;
-        loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, uplink, UPLINK_INGRESS)?;
-        loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, uplink, UPLINK_EGRESS)?;
+        loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, uplink)?;
+        loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, uplink)?;
         Ok(Self { _loaded: loaded, maps })
     }
 

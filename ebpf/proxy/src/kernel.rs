@@ -215,48 +215,10 @@ pub(crate) fn announce(interface: &str, mac: [u8; 6], address: Ipv4Addr) -> io::
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A socket that becomes readable whenever an interface of this network namespace comes, goes or changes.
-pub(crate) fn link_changes() -> io::Result<AsyncFd<OwnedFd>> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the call takes numbers; the kernel makes a descriptor that nobody else knows.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    // SAFETY: an address of zeroes is a valid one.
-    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as u16;
-    address.nl_groups = libc::RTMGRP_LINK as u32;
-    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
-    // SAFETY: the address lives and is as long as said.
-    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if bound < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: what is registered owns its descriptor, which therefore stays the same and open.
+/// Has the runtime watch a socket, which it then owns; call it in a tokio runtime.
+pub(crate) fn watched(socket: netlink_sys::Socket) -> io::Result<AsyncFd<netlink_sys::Socket>> {
+    // SAFETY: the socket owns its descriptor, which therefore stays the same and open while it is watched.
     unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
-}
-
-/// Takes out everything that waits in a socket that does not block. What overflowed is as good as read: the
-/// reader looks at all interfaces anyway.
-pub(crate) fn drain(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut buffer = [0u8; 8192];
-    loop {
-        // SAFETY: the buffer is as long as said.
-        let read = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-        if read >= 0 {
-            continue;
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EAGAIN) => return Ok(()),
-            Some(libc::EINTR | libc::ENOBUFS) => {}
-            _ => return Err(error),
-        }
-    }
 }
 
 fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {

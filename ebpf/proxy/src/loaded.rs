@@ -2,16 +2,17 @@
 //!
 //! Invariant: what is attached stays attached when this process ends, in whatever way. Maps and links are
 //! pinned; the next process opens the same maps and puts its own programs into the same links, so that
-//! no call and no packet finds the hook empty.
+//! no call and no packet finds the hook empty. Programs at pods' links are `filters`, which need no pins.
 
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     panic::resume_unwind,
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -42,8 +43,32 @@ const EMBEDDED: &str = "the embedded object has every program named here";
 
 /// The programs of one folder of pins.
 pub(crate) struct Loaded {
-    ebpf: Ebpf,
+    programs: Programs,
     pins: Pins,
+}
+
+/// The programs of an object, loaded when they are first needed: the verifier takes up to 0.2 s for one.
+#[derive(Clone)]
+pub(crate) struct Programs(Arc<Mutex<Ebpf>>);
+
+impl Programs {
+    fn lock(&self) -> MutexGuard<'_, Ebpf> {
+        // Nothing is left half done where somebody panicked with it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loads a classifier.
+    pub(crate) fn classifier(&self, name: &'static str) -> Result<OwnedFd, DatapathError> {
+        let failed = |source| DatapathError::Program { program: name, source };
+        let mut ebpf = self.lock();
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        let handle = program.fd().map_err(failed)?;
+        handle.as_fd().try_clone_to_owned().map_err(|error| failed(ProgramError::IOError(error)))
+    }
 }
 
 impl Loaded {
@@ -53,7 +78,7 @@ impl Loaded {
         check_maps(&pins)?;
         let mut ebpf = load(limits, &pins)?;
         let maps = Maps::take(&mut ebpf)?;
-        Ok((Self { ebpf, pins }, maps))
+        Ok((Self { programs: Programs(Arc::new(Mutex::new(ebpf))), pins }, maps))
     }
 
     /// Entries that a map can hold.
@@ -72,8 +97,9 @@ impl Loaded {
         })?;
         let id = folder.metadata().map_or(0, |meta| meta.ino());
         let path = self.pins.link(name);
+        let mut ebpf = self.programs.lock();
         let program: &mut CgroupSockAddr =
-            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
+            ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
         program.load().map_err(failed)?;
         let target = LinkTarget::Cgroup { id };
         let handle = program.fd().map_err(failed)?;
@@ -87,27 +113,29 @@ impl Loaded {
         Ok(())
     }
 
-    /// Attaches a classifier to an interface of this network namespace; its link is pinned as `pin`.
+    /// For who loads and attaches some itself.
+    pub(crate) fn programs(&self) -> Programs {
+        self.programs.clone()
+    }
+
+    /// Attaches a classifier to an interface of this network namespace.
     pub(crate) fn attach_classifier(
         &mut self,
         name: &'static str,
         kind: TcAttachType,
         interface: &str,
-        pin: &str,
     ) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
         let index = interface_index(interface)?;
-        let path = self.pins.link(pin);
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
-        if program.fd().is_err() {
-            program.load().map_err(failed)?;
-        }
+        let path = self.pins.link(name);
         let target = LinkTarget::Interface { index };
-        let handle = program.fd().map_err(failed)?;
+        let handle = self.programs.classifier(name)?;
         if replaced(&path, handle.as_fd(), target, &LinkTarget::Interface { index: 0 })? {
             return Ok(());
         }
+        let mut ebpf = self.programs.lock();
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
         let link = program.attach(interface, kind).map_err(failed)?;
         let link = program.take_link(link).map_err(failed)?;
         // Kernels before 6.6 attach through a queueing discipline, which cannot be pinned.
@@ -116,22 +144,11 @@ impl Loaded {
         Ok(())
     }
 
-    /// Removes the pin of a link whose interface is gone.
-    pub(crate) fn forget_link(&self, pin: &str) -> Result<(), DatapathError> {
-        let path = self.pins.link(pin);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::Link { path, source: error })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Runs a packet, from its Ethernet header on, through a classifier that was attached.
+    /// Runs a packet, from its Ethernet header on, through a classifier that was loaded.
     pub(crate) fn replay(&self, name: &'static str, packet: &[u8]) -> Result<Replayed, DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
-        let program: &SchedClassifier =
-            self.ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
+        let ebpf = self.programs.lock();
+        let program: &SchedClassifier = ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
         let mut out = vec![0; packet.len()];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);

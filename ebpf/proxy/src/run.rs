@@ -1,16 +1,15 @@
 //! The driver: watches the API and keeps the maps at what the plan says.
 //!
-//! One task owns everything. It waits for events, takes in all that are there, then plans and writes what
+//! One task owns everything but the pods' links, which are followed beside it. It waits for events, takes in all that are there, then plans and writes what
 //! changed, so that a burst of changes to a Service costs one generation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     fmt::Debug,
     future::pending,
-    io,
     net::Ipv4Addr,
-    os::fd::{AsFd, OwnedFd},
-    pin::Pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
@@ -25,10 +24,7 @@ use kube::{
 };
 use pith_abi::NodeClass;
 use serde::de::DeserializeOwned;
-use tokio::{
-    io::unix::AsyncFd,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -36,8 +32,9 @@ use crate::{
     cidr::Cidr,
     datapath::{Datapath, DatapathError, be},
     flows::COLLECT_EVERY,
-    health, kernel,
+    health,
     plan::{NodeIdentity, ServicePlan},
+    pods::{self, PodLinks},
     service::{self, ServiceName},
     table::{ApplyError, Table},
     world::{Change, Event, World},
@@ -56,8 +53,6 @@ pub enum RunError {
     Datapath(#[from] DatapathError),
     #[error("the watches of the API ended")]
     WatchesEnded,
-    #[error("follow the node's interfaces")]
-    Interfaces(#[source] io::Error),
 }
 
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -71,9 +66,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let mut events = stream::select_all(watches(&client, &node));
     let mut driver = Driver::new(datapath, node)?;
-    // Before the first look, so that nothing comes between.
-    let links = driver.watch_links().map_err(RunError::Interfaces)?;
-    driver.datapath.follow_pods()?;
+    let mut pods = pin!(follow_pods(driver.datapath.pods.take()));
     let mut collect = interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -93,24 +86,20 @@ pub async fn run(
                     collect.reset_after(COLLECT_SOON);
                 }
             }
-            // What waits in the socket stays there until it is read.
-            changed = link_change(links.as_ref()) => {
-                changed.map_err(RunError::Interfaces)?;
-                driver.datapath.follow_pods()?;
-            }
+            // It is not dropped when another arm is taken, and goes on where it was.
+            ended = &mut pods => match ended? {},
             // A tick that is not taken comes again.
             _ = collect.tick() => driver.collect(),
         }
     }
 }
 
-/// Waits until an interface of the node comes, goes or changes; for ever where nobody asks.
-async fn link_change(links: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
-    let Some(links) = links else { return pending().await };
-    let mut ready = links.readable().await?;
-    kernel::drain(links.get_ref().as_fd())?;
-    ready.clear_ready();
-    Ok(())
+/// Gives pods' links their programs, where somebody asked for that.
+async fn follow_pods(links: Option<PodLinks>) -> Result<Infallible, DatapathError> {
+    match links {
+        Some(links) => pods::follow(links).await,
+        None => pending().await,
+    }
 }
 
 /// The watches of all kinds as one stream each of events.
@@ -188,14 +177,6 @@ impl Driver {
             health: health::Servers::default(),
             adopting: true,
         })
-    }
-
-    /// Tells of the node's interfaces, where pods' are to be given programs.
-    fn watch_links(&self) -> io::Result<Option<AsyncFd<OwnedFd>>> {
-        if !self.datapath.follows_pods() {
-            return Ok(None);
-        }
-        kernel::link_changes().map(Some)
     }
 
     /// Writes what changed. Until everything was listed once nothing is written: what a former proxy left

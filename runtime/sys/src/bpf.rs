@@ -237,7 +237,8 @@ fn programs(ids: Result<Vec<u32>>) -> Result<Vec<Program>> {
     }
 }
 
-fn program(id: u32) -> Result<Program> {
+/// A loaded program, by its identifier.
+pub fn program(id: u32) -> Result<Program> {
     let program = open(id)?;
     let mut info = Info::default();
     let mut by_fd = InfoByFd {

@@ -36,7 +36,7 @@ impl Pith {
             let mut datapath = Datapath::open(&config).context("load pith's datapath")?;
             datapath.attach_uplink(UPLINK, &[NODE]).context("attach pith to the uplink")?;
             datapath.set_pod_cidr(cidr("10.244.0.0/16")?).context("tell pith its pods")?;
-            datapath.follow_pods().context("attach pith to the pods' links")?;
+            datapath.attach_pods().context("attach pith to the pods' links")?;
             Ok(datapath)
         })?;
         let (maps, limits) = datapath.service_maps();

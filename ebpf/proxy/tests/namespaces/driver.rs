@@ -10,13 +10,13 @@ use std::{
     time::Instant,
 };
 
-use crate::support::{DEADLINE, Sandbox, at};
+use crate::support::{DEADLINE, Sandbox, at, ip};
 use bytes::Bytes;
 use futures::{StreamExt, channel::mpsc, stream};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{StreamBody, combinators::BoxBody};
-use pith_proxy::{Datapath, NodeIdentity, run};
+use pith_proxy::{Datapath, NodeIdentity, filters, run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -177,5 +177,50 @@ fn the_maps_follow_the_api() {
             let ended = tokio::time::timeout(DEADLINE, driver).await.expect("it ends in time");
             ended.expect("it does not panic").expect("it ends well");
         });
+    });
+}
+
+/// Pods' links get their programs as they come, and nothing is kept of those that went.
+#[test]
+fn pods_links_are_followed() {
+    Sandbox::run("driver-pods", |sandbox| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let programs = |interface: &str| {
+            let index = nix::net::if_::if_nametoindex(interface).expect("the interface is there");
+            filters(index).expect("filters can be listed").len()
+        };
+        ip("link add pod-0 type veth peer name peer-0");
+        runtime.block_on(async {
+            let mut config = sandbox.config();
+            config.pod_interfaces = Some("pod-".into());
+            let datapath = Datapath::open(&config).expect("the datapath opens");
+            let cancel = CancellationToken::new();
+            let api = Api::default();
+            let driver = tokio::spawn(run(api.client(), datapath, NodeIdentity::new("node"), cancel.clone()));
+            let started = Instant::now();
+            let is = async |interface: &str, count| {
+                while programs(interface) != count {
+                    assert!(started.elapsed() < DEADLINE, "{interface} has {}", programs(interface));
+                    tokio::task::yield_now().await;
+                }
+            };
+            is("pod-0", 2).await;
+            for round in 0..10 {
+                ip("link add pod-1 type veth peer name peer-1");
+                ip("link add other type veth peer name pod-2");
+                is("pod-1", 2).await;
+                is("pod-2", 2).await;
+                assert_eq!((programs("other"), programs("peer-1")), (0, 0), "round {round}");
+                // A name that was not a pod's becomes one.
+                ip("link set other name pod-3");
+                is("pod-3", 2).await;
+                ip("link del pod-1");
+                ip("link del pod-2");
+            }
+            cancel.cancel();
+            let ended = tokio::time::timeout(DEADLINE, driver).await.expect("it ends in time");
+            ended.expect("it does not panic").expect("it ends well");
+        });
+        assert_eq!(programs("pod-0"), 2, "they need no process");
     });
 }

@@ -3,6 +3,7 @@
 mod driver;
 mod gateway;
 mod pains;
+mod pods;
 mod services;
 mod socket;
 mod support;

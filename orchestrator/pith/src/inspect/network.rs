@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use pith_network::names::{ClusterName, PodUid, ReplicaNumber};
 use pith_network::netns::{Netns, run_in};
+use pith_proxy::Side;
 use pith_sys::bpf::{self, Hook};
 use serde::Serialize;
 
@@ -63,10 +64,26 @@ fn interfaces() -> Result<Vec<Interface>> {
     }
     let interface = |(name, addresses): (String, Vec<IpAddr>)| {
         let index = nix::net::if_::if_nametoindex(name.as_str()).with_context(|| format!("find {name}"))?;
-        let programs = at(bpf::INTERFACE_HOOKS, |hook| bpf::interface_programs(index, hook))?;
+        let mut programs = at(bpf::INTERFACE_HOOKS, |hook| bpf::interface_programs(index, hook))?;
+        programs.extend(of_filters(index)?);
         Ok(Interface { name, index, addresses, programs })
     };
     addresses.into_iter().map(interface).collect()
+}
+
+/// The programs that filters of an interface run.
+fn of_filters(index: u32) -> Result<Vec<Program>> {
+    let mut found = Vec::new();
+    for filter in pith_proxy::filters(index)? {
+        let Some(id) = filter.program else { continue };
+        let hook = match filter.side {
+            Side::Ingress => "tc_ingress",
+            Side::Egress => "tc_egress",
+        };
+        let bpf::Program { id, name } = bpf::program(id).with_context(|| format!("ask for program {id}"))?;
+        found.push(Program { hook, id, name });
+    }
+    Ok(found)
 }
 
 fn at(hooks: &[Hook], ask: impl Fn(Hook) -> pith_sys::Result<Vec<bpf::Program>>) -> Result<Vec<Program>> {

@@ -90,6 +90,13 @@ impl Nodes {
         Self { outside, a, b, c, datapath, table, identity }
     }
 
+    /// The proxy ends and begins again.
+    pub(crate) fn restarted(self, sandbox: &Sandbox) -> Self {
+        drop(self.datapath);
+        let (datapath, table) = open(sandbox, Limits::default());
+        Self { datapath, table, ..self }
+    }
+
     /// Puts a Service in force, as the driver does.
     pub(crate) fn apply(&mut self, demo: &Demo) {
         let plan = plan_service(&demo.service, [&demo.slice].into_iter(), &self.identity);
@@ -128,7 +135,7 @@ fn open(sandbox: &Sandbox, limits: Limits) -> (Datapath, Table) {
     let mut datapath = Datapath::open(&config).expect("the datapath opens");
     datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
     datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
-    datapath.follow_pods().expect("the pods' links are there");
+    datapath.attach_pods().expect("the pods' links are there");
     let (maps, limits) = datapath.service_maps();
     let table = Table::adopt(maps, limits).expect("the maps can be read");
     (datapath, table)
