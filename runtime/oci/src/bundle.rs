@@ -73,7 +73,9 @@ impl Bundle {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     let length = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        // A pipe would have this wait for whoever writes to it.
+        Ok(_) => return Err(Error::Invalid("it is not a regular file".to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::NoConfig(path.to_owned())),
         Err(error) => return Err(Error::io("read", path)(error)),
     };

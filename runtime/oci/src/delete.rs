@@ -15,9 +15,16 @@ use crate::witness::Witness;
 const END: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 pub(crate) fn delete(folder: &Folder, force: bool, witness: &dyn Witness) -> Result<()> {
-    let Some(state) = folder.load_if_any()? else {
+    let state = match folder.load_if_any() {
+        Ok(Some(state)) => state,
         // Creating was interrupted before it made anything.
-        return if force { folder.remove() } else { Err(Error::NotFound) };
+        Ok(None) => return if force { folder.remove() } else { Err(Error::NotFound) },
+        // Files are replaced whole: only a power cut tears one, and leaves no process and no cgroup to look for.
+        Err(Error::State { id, source }) if force => {
+            witness.warn(&format!("removing what is left of {id}: {source}"));
+            return folder.remove();
+        }
+        Err(error) => return Err(error),
     };
     let status = state.status(folder);
     if status != Status::Stopped && !force {

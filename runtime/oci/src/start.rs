@@ -35,7 +35,7 @@ pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, witness: 
     // Hooks in the container see its pid namespace, in which its first process is 1.
     let inside = if state.own_pids { 1 } else { pid };
     let go = state.for_hooks(Status::Created, inside);
-    pith_sys::message::send(gate.as_fd(), &go, &[], true).map_err(|_| Error::AlreadyRunning)?;
+    wire::send_bytes(gate.as_fd(), &go, &[], true).map_err(|_| Error::AlreadyRunning)?;
     let mut executing = false;
     loop {
         match wire::receive::<Report>(gate.as_fd(), true) {

@@ -6,18 +6,16 @@ use rustix::io::Errno;
 
 use crate::hooks;
 use crate::plan::{Failure, FailureKind, Hook, Stage};
+use crate::supervisor::wire;
 
 use super::{Executor, StepError, StepResult};
-
-/// Largest state that hooks are given, in bytes: annotations are the part that grows.
-const STATE_MAX: usize = 128 * 1024;
 
 impl Executor {
     /// What the supervisor says. Its end is the end of the wait as well: nobody is left to run for.
     pub(super) fn wait_for_word(&self) -> Vec<u8> {
-        match pith_sys::message::receive(self.control.as_fd(), STATE_MAX, true) {
-            Ok(Some(packet)) => packet.bytes,
-            Ok(None) | Err(_) => pith_sys::process::exit_now(1),
+        match wire::receive_bytes(self.control.as_fd(), true) {
+            Ok((bytes, _)) => bytes,
+            Err(_) => pith_sys::process::exit_now(1),
         }
     }
 
@@ -27,9 +25,9 @@ impl Executor {
         let state = loop {
             let connection = accept(&gate).map_err(broken)?;
             // Who connects only to see whether somebody waits here says nothing.
-            if let Ok(Some(packet)) = pith_sys::message::receive(connection.as_fd(), STATE_MAX, true) {
+            if let Ok((state, _)) = wire::receive_bytes(connection.as_fd(), true) {
                 self.control = connection;
-                break packet.bytes;
+                break state;
             }
         };
         run_hooks(Stage::StartContainer, hooks, &state)

@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage};
-use crate::supervisor::wire;
+use crate::supervisor::wire::{self, WireError};
 use crate::trace::{Carried, timed};
 
 pub use birth::{launch, prepare, write_mappings};
@@ -134,13 +134,13 @@ pub enum Report {
 
 impl Launched {
     /// Lets a held process execute its program.
-    pub fn go(&self) -> Result<(), Errno> {
+    pub fn go(&self) -> Result<(), WireError> {
         self.answer(b"go")
     }
 
     /// Lets a process that waits go on, with a text that it needs for that.
-    pub fn answer(&self, text: &[u8]) -> Result<(), Errno> {
-        pith_sys::message::send(self.control.as_fd(), text, &[], false)
+    pub fn answer(&self, text: &[u8]) -> Result<(), WireError> {
+        wire::send_bytes(self.control.as_fd(), text, &[], false)
     }
 }
 

@@ -39,12 +39,22 @@ pub fn send<M: Serialize>(
     wait: bool,
 ) -> Result<(), WireError> {
     let bytes = serde_json::to_vec(message).map_err(|source| WireError::Json { source })?;
+    send_bytes(to, &bytes, fds, wait)
+}
+
+/// The same for what is a text already.
+pub fn send_bytes(
+    to: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    wait: bool,
+) -> Result<(), WireError> {
     if bytes.len() <= MAX_PACKET {
-        return pith_sys::message::send(to, &bytes, fds, wait).map_err(socket("send"));
+        return pith_sys::message::send(to, bytes, fds, wait).map_err(socket("send"));
     }
     let memory = rustix::fs::memfd_create("pith-message", MemfdFlags::CLOEXEC).map_err(socket("memfd"))?;
     let mut file = std::fs::File::from(memory);
-    file.write_all(&bytes).map_err(|source| WireError::Socket { operation: "write", source })?;
+    file.write_all(bytes).map_err(|source| WireError::Socket { operation: "write", source })?;
     let fds: Vec<BorrowedFd<'_>> = [file.as_fd()].into_iter().chain(fds.iter().copied()).collect();
     pith_sys::message::send(to, b"", &fds, wait).map_err(socket("send"))
 }
@@ -54,13 +64,19 @@ pub fn receive<M: DeserializeOwned>(
     from: BorrowedFd<'_>,
     wait: bool,
 ) -> Result<(M, Vec<OwnedFd>), WireError> {
+    let (bytes, fds) = receive_bytes(from, wait)?;
+    let message = serde_json::from_slice(&bytes).map_err(|source| WireError::Json { source })?;
+    Ok((message, fds))
+}
+
+/// The same for what is not to be understood here.
+pub fn receive_bytes(from: BorrowedFd<'_>, wait: bool) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError> {
     let packet = pith_sys::message::receive(from, MAX_PACKET, wait)
         .map_err(socket("receive"))?
         .ok_or(WireError::Closed)?;
     let mut fds = packet.fds;
-    let parse = |bytes: &[u8]| serde_json::from_slice(bytes).map_err(|source| WireError::Json { source });
     if !packet.bytes.is_empty() {
-        return Ok((parse(&packet.bytes)?, fds));
+        return Ok((packet.bytes, fds));
     }
     if fds.is_empty() {
         return Err(WireError::Closed);
@@ -74,7 +90,7 @@ pub fn receive<M: DeserializeOwned>(
     let mut bytes = Vec::with_capacity(length as usize);
     file.rewind().map_err(io)?;
     file.take(MAX_MESSAGE as u64).read_to_end(&mut bytes).map_err(io)?;
-    Ok((parse(&bytes)?, fds))
+    Ok((bytes, fds))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! An engine over the runtime: Debian's podman runs an image through it.
+//! Engines over the runtime: Debian's podman runs an image through it, Debian's buildah builds one.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use crate::Test;
 use crate::bundle::Bundle;
 
-pub(crate) const TESTS: &[Test] = &[("podman", podman)];
+pub(crate) const TESTS: &[Test] = &[("podman", podman), ("buildah", buildah)];
 
 const PODMAN: &str = "/usr/bin/podman";
+const BUILDAH: &str = "/usr/bin/buildah";
 
 struct Engine<'a>(&'a Bundle);
 
@@ -31,6 +32,16 @@ impl Engine<'_> {
     }
 }
 
+/// The runtime as a program with the test's own root, so that whatever is left is deleted with the bundle: podman's
+/// background clean-up does not pass --runtime-flag on. It notes what it is called with.
+fn write_runtime(bundle: &Bundle) {
+    let (oci, state, calls) = (env!("CARGO_BIN_EXE_pith-oci"), bundle.text("state"), bundle.text("calls"));
+    let script = format!("#!/bin/sh\necho \"$@\" >> {calls}\nexec {oci} --root {state} \"$@\"\n");
+    std::fs::write(bundle.path("runtime"), script).expect("write");
+    std::fs::set_permissions(bundle.path("runtime"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("chmod");
+}
+
 fn podman() {
     if !Path::new(PODMAN).exists() {
         eprintln!("SKIPPED: podman: there is no {PODMAN} (apt-get install podman)");
@@ -38,16 +49,7 @@ fn podman() {
     }
     let bundle = Bundle::new("podman");
     let engine = Engine(&bundle);
-    // With the test's own root, so that whatever is left is deleted with the bundle. Podman's background clean-up
-    // does not pass --runtime-flag on.
-    let script = format!(
-        "#!/bin/sh\nexec {} --root {} \"$@\"\n",
-        env!("CARGO_BIN_EXE_pith-oci"),
-        bundle.text("state")
-    );
-    std::fs::write(bundle.path("runtime"), script).expect("write");
-    std::fs::set_permissions(bundle.path("runtime"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .expect("chmod");
+    write_runtime(&bundle);
     let tar = bundle.text("image.tar");
     let packed = Command::new("tar")
         .args(["-C", &bundle.text("rootfs"), "-cf", &tar, "."])
@@ -102,4 +104,44 @@ fn podman() {
     bundle.wait_for("the end of podman's cgroup", || {
         bundle.cgroups().iter().all(|dir| std::fs::remove_dir(dir).is_ok())
     });
+}
+
+fn buildah() {
+    if !Path::new(BUILDAH).exists() {
+        eprintln!("SKIPPED: buildah: there is no {BUILDAH} (apt-get install buildah)");
+        return;
+    }
+    let bundle = Bundle::new("buildah");
+    write_runtime(&bundle);
+    let build = |steps: &str| {
+        let file = format!("FROM scratch\nCOPY bin/guest /bin/guest\n{steps}");
+        std::fs::write(bundle.path("Containerfile"), file).expect("write");
+        let mut command = Command::new(BUILDAH);
+        command
+            .arg("--root")
+            .arg(bundle.path("buildah/store"))
+            .arg("--runroot")
+            .arg(bundle.path("buildah/run"));
+        command.args(["--storage-driver", "vfs", "build", "--isolation", "oci", "--network", "none"]);
+        command.arg("--runtime").arg(bundle.path("runtime")).args(["--tag", "pith-built"]);
+        command.arg("--file").arg(bundle.path("Containerfile")).arg(bundle.path("rootfs"));
+        let outcome = bundle.finish(command);
+        (outcome.code, outcome.stdout + &outcome.stderr)
+    };
+    let steps = "RUN [\"/bin/guest\", \"try\", \"mkdir /made\"]\n\
+        WORKDIR /srv\n\
+        USER 5:6\n\
+        RUN [\"/bin/guest\", \"try\", \"list /made\", \"mkdir /made/more\"]\n\
+        RUN [\"/bin/guest\", \"facts\"]\n";
+    let (code, said) = build(steps);
+    assert_eq!(code, 0, "{said}");
+    for text in ["mkdir /made: done", "list /made: 0", "mkdir /made/more: refused 13", "\"ids\":[5,6]"] {
+        assert!(said.contains(text), "{text}: {said}");
+    }
+    let calls = std::fs::read_to_string(bundle.path("calls")).expect("the runtime was called");
+    let created = calls.lines().filter(|line| line.contains("create ")).count();
+    assert_eq!(created, 3, "each step is a container of this runtime: {calls}");
+    let (code, said) = build("RUN [\"/bin/guest\", \"exit\", \"7\"]\n");
+    assert!(code != 0 && said.contains("exit status 7"), "{code}: {said}");
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
 }

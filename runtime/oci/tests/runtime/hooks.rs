@@ -14,6 +14,7 @@ use crate::bundle::Bundle;
 
 pub(crate) const TESTS: &[Test] = &[
     ("hooks_in_order", hooks_in_order),
+    ("hooks_with_much_to_read", hooks_with_much_to_read),
     ("hooks_that_fail", hooks_that_fail),
     ("hooks_that_hang", hooks_that_hang),
 ];
@@ -82,6 +83,24 @@ fn hooks_in_order() {
         // Before pivot_root, and with the mounts in place.
         let mounted = call["proc mounted at root path"] == true;
         assert_eq!(mounted, name == "createContainer", "{name}");
+    }
+}
+
+/// A state that is larger than what a socket takes at once.
+fn hooks_with_much_to_read() {
+    let mut bundle = Bundle::new("much");
+    let annotation = "x".repeat(300_000);
+    bundle.config["annotations"] = json!({ "k": annotation });
+    let stages = ["createRuntime", "createContainer", "startContainer", "poststop"];
+    for stage in stages {
+        bundle.config["hooks"][stage] = json!([hook(&bundle, stage, "0")]);
+    }
+    bundle.args(&["exit", "0"]);
+    bundle.run().ok();
+    let calls = calls(&bundle);
+    assert_eq!(names(&calls), stages);
+    for call in &calls {
+        assert_eq!(call["state"]["annotations"]["k"], annotation, "{}", call["name"]);
     }
 }
 

@@ -145,6 +145,12 @@ fn deleting() {
         assert_eq!(left, 0, "what was made in other hierarchies is gone");
         assert!(stays && gone, "only what was made is removed");
     }
+    // A power cut may tear the state.
+    fs::create_dir_all(bundle.path("state/torn")).expect("mkdir");
+    fs::write(bundle.path("state/torn/state.json"), "{").expect("write");
+    bundle.oci(&["delete", "torn"]).refused("state of torn");
+    bundle.oci(&["delete", "--force", "torn"]).ok();
+    bundle.oci(&["state", "torn"]).refused("container does not exist");
     // A cgroup in use belongs to somebody else.
     bundle.config["linux"]["cgroupsPath"] = "/pith-oci-test/deleting".into();
     bundle.create().ok();

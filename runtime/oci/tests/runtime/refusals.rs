@@ -237,6 +237,11 @@ fn wrong_bundles() {
     fs::write(bundle.path("config.json"), "{").expect("write");
     bundle.oci(&["create", "wrong"]).refused("EOF while parsing");
     fs::remove_file(bundle.path("config.json")).expect("remove");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let pipe = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, bundle.path("config.json"), pipe, mode, 0).expect("mknod");
+    bundle.oci(&["create", "wrong"]).refused("is not a regular file");
+    fs::remove_file(bundle.path("config.json")).expect("remove");
     bundle.oci(&["create", "wrong"]).refused("not found");
     bundle.oci(&["create", "--bundle", "/nowhere", "wrong"]).refused("/nowhere");
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
