@@ -4,7 +4,9 @@
 //! folds repeats into a count and limits how many one object may cause, as client-go's correlator does.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -23,8 +25,8 @@ use crate::key::Uid;
 const WAITING: usize = 2048;
 /// Writes under way at once.
 const WRITERS: usize = 8;
-/// Events remembered so that a repeat raises a count.
-const REMEMBERED: usize = 1024;
+/// Events remembered so that a repeat raises a count, and objects whose budget is (client-go's maxLruCacheEntries).
+const REMEMBERED: usize = 4096;
 /// A repeat after this time is a new event (client-go's aggregation interval).
 const FOLD_FOR: Duration = Duration::from_secs(600);
 /// One object and source may cause this many events at once, then one every [`REFILL`] (client-go's filter).
@@ -51,6 +53,8 @@ impl EventType {
 pub struct Recorder {
     component: &'static str,
     sender: mpsc::Sender<Record>,
+    /// Events for which there was no room since the writer last caught up.
+    dropped: Arc<AtomicUsize>,
 }
 
 struct Record {
@@ -70,16 +74,18 @@ impl Recorder {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(WAITING);
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let writer = write_all(client, receiver, dropped.clone());
         let task = async move {
             // Events that are not written yet at shutdown are dropped with the rest of the hints.
-            let _cancelled = cancel.run_until_cancelled(write_all(client, receiver)).await;
+            let _cancelled = cancel.run_until_cancelled(writer).await;
         };
-        (Self { component, sender }, task)
+        (Self { component, sender, dropped }, task)
     }
 
     /// The same recorder in the name of another component.
     pub fn named(&self, component: &'static str) -> Self {
-        Self { component, sender: self.sender.clone() }
+        Self { component, ..self.clone() }
     }
 
     pub fn normal<K: Resource<DynamicType = ()>>(
@@ -102,8 +108,8 @@ impl Recorder {
 
     pub fn record(&self, about: ObjectReference, kind: EventType, reason: &'static str, message: String) {
         let record = Record { about, component: self.component, kind, reason, message, at: Timestamp::now() };
-        if let Err(mpsc::error::TrySendError::Full(record)) = self.sender.try_send(record) {
-            tracing::warn!(reason = record.reason, message = record.message, "event dropped: too many");
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.sender.try_send(record) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -121,10 +127,17 @@ fn reference_of<K: Resource<DynamicType = ()>>(about: &K) -> ObjectReference {
     }
 }
 
-async fn write_all(client: Client, receiver: mpsc::Receiver<Record>) {
+async fn write_all(client: Client, receiver: mpsc::Receiver<Record>, dropped: Arc<AtomicUsize>) {
     let correlator = Arc::new(std::sync::Mutex::new(Correlator::default()));
-    let records = futures::stream::unfold(receiver, async |mut receiver: mpsc::Receiver<Record>| {
-        receiver.recv().await.map(|record| (record, receiver))
+    let records = futures::stream::unfold((receiver, dropped), async |(mut receiver, dropped)| {
+        if receiver.is_empty() {
+            // Said once, when the burst is over.
+            let missing = dropped.swap(0, Ordering::Relaxed);
+            if missing > 0 {
+                tracing::warn!(missing, "events were dropped: more at once than can wait");
+            }
+        }
+        receiver.recv().await.map(|record| (record, (receiver, dropped)))
     });
     records
         .for_each_concurrent(WRITERS, |record| {
@@ -193,10 +206,33 @@ enum Decision {
 /// Decides what becomes of each record. Pure: time comes with the record.
 #[derive(Default)]
 struct Correlator {
-    known: HashMap<Same, Known>,
-    /// The order in which [`Correlator::known`] is forgotten.
-    order: VecDeque<Same>,
-    budgets: HashMap<(Uid, &'static str), Budget>,
+    known: Recent<Same, Known>,
+    budgets: Recent<(Uid, &'static str), Budget>,
+}
+
+/// A map of what came last: the oldest beyond [`REMEMBERED`] are forgotten.
+struct Recent<K, V> {
+    values: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V> Recent<K, V> {
+    fn insert(&mut self, key: K, value: V) {
+        if self.values.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.values.remove(&oldest);
+        }
+    }
 }
 
 /// Two records with equal `Same` are one event.
@@ -234,7 +270,7 @@ impl Correlator {
         if !self.spend((same.uid.clone(), record.component), record.at) {
             return Decision::Drop;
         }
-        if let Some(known) = self.known.get_mut(&same)
+        if let Some(known) = self.known.values.get_mut(&same)
             && record.at.duration_since(known.last).unsigned_abs() < FOLD_FOR
         {
             known.count += 1;
@@ -244,29 +280,16 @@ impl Correlator {
         // client-go's form; nanoseconds keep two events of one object apart.
         let name = format!("{}.{:x}", same.name, record.at.as_nanosecond());
         let known = Known { name: name.clone(), count: 1, last: record.at };
-        if self.known.insert(same.clone(), known).is_none() {
-            self.order.push_back(same);
-        }
-        while self.order.len() > REMEMBERED {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
-        }
+        self.known.insert(same, known);
         Decision::Create { name }
     }
 
     fn spend(&mut self, who: (Uid, &'static str), now: Timestamp) -> bool {
-        if self.budgets.len() > REMEMBERED {
-            self.budgets.retain(|_, budget| budget.refilled(now) < BURST);
-        }
-        let budget = self.budgets.entry(who).or_insert(Budget { left: BURST, at: now });
-        budget.left = budget.refilled(now);
-        budget.at = now;
-        if budget.left < 1.0 {
-            return false;
-        }
-        budget.left -= 1.0;
-        true
+        let known = self.budgets.values.get(&who);
+        let left = known.map_or(BURST, |budget| budget.refilled(now));
+        let spends = left >= 1.0;
+        self.budgets.insert(who, Budget { left: if spends { left - 1.0 } else { left }, at: now });
+        spends
     }
 }
 
