@@ -1,7 +1,8 @@
 //! Node IPAM: gives every node a range of pod addresses (`spec.podCIDR`) out of the cluster's.
 //!
-//! What is taken is read from the nodes themselves, so there is no second record that could disagree. One
-//! worker assigns, and the cache shows its own writes, so no range is given twice.
+//! What is taken is read from the nodes themselves, so there is no second record that could disagree. One pass
+//! over the nodes gives all that lack a range theirs, and the cache shows its writes before the next pass begins,
+//! so no range is given twice.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -9,9 +10,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Patch;
-use pith_informer::{Key, Outcome, Queue, work};
+use pith_informer::{Outcome, Queue, work};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +22,9 @@ use crate::error::Result;
 
 /// Length of a node's prefix: 254 pod addresses.
 const NODE_PREFIX: u8 = 24;
+
+/// Requests under way at once.
+const REQUESTS: usize = 32;
 
 /// An IPv4 network, such as `10.244.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,34 +89,37 @@ pub(crate) fn controller(
     let to = queue.clone();
     cluster.nodes.on_change(move |change| {
         // A node that goes may free the range that another waits for; that one is retried anyhow.
-        if let Some(node) = &change.new
-            && pod_cidr(node).is_none()
-        {
-            to.add(Key::of(node.as_ref()));
+        if change.new.as_ref().is_some_and(|node| pod_cidr(node).is_none()) {
+            to.add(());
         }
     });
     let cluster = cluster.clone();
     Box::pin(async move {
         cluster.nodes.synced().await;
-        // One worker: two would pick the same free range.
-        work("node-ipam", queue, 1, cancel, |key| reconcile(&cluster, range, key)).await;
+        work("node-ipam", queue, 1, cancel, |()| reconcile(&cluster, range)).await;
     })
 }
 
-async fn reconcile(cluster: &Cluster, range: Cidr, key: Key) -> Result<Outcome> {
-    let Some(node) = cluster.nodes.get(&key) else { return Ok(Outcome::Done) };
-    if pod_cidr(&node).is_some() {
-        return Ok(Outcome::Done);
-    }
-    let Some(free) = plan(range, &cluster.nodes.all()) else {
-        let message = format!("Node {} status is now: CIDRNotAvailable", key.name);
-        cluster.events.named("cidrAllocator").warning(node.as_ref(), "CIDRNotAvailable", message);
-        return Err(crate::Error::object(node.as_ref(), format!("no free /{NODE_PREFIX} in {range}")));
+async fn reconcile(cluster: &Cluster, range: Cidr) -> Result<Outcome> {
+    let writes = stream::iter(plan(range, &cluster.nodes.all()))
+        .map(|(node, free)| async move { assign(cluster, range, &node, free).await });
+    // One that fails holds up nobody else.
+    let results: Vec<Result<()>> = writes.buffer_unordered(REQUESTS).collect().await;
+    results.into_iter().collect::<Result<()>>()?;
+    Ok(Outcome::Done)
+}
+
+async fn assign(cluster: &Cluster, range: Cidr, node: &Node, free: Option<Cidr>) -> Result<()> {
+    let Some(free) = free else {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let message = format!("Node {name} status is now: CIDRNotAvailable");
+        cluster.events.named("cidrAllocator").warning(node, "CIDRNotAvailable", message);
+        return Err(crate::Error::object(node, format!("no free /{NODE_PREFIX} in {range}")));
     };
     let patch = json!({ "spec": { "podCIDR": free.to_string(), "podCIDRs": [free.to_string()] } });
-    match cluster.patch(&cluster.nodes, node.as_ref(), &Patch::Merge(patch)).await {
+    match cluster.patch(&cluster.nodes, node, &Patch::Merge(patch)).await {
         Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(Outcome::Done),
+        _ => Ok(()),
     }
 }
 
@@ -119,10 +127,13 @@ fn pod_cidr(node: &Node) -> Option<Cidr> {
     node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()
 }
 
-/// The first range that no node has. A cluster network smaller than one node's share is given whole.
-fn plan(range: Cidr, nodes: &[Arc<Node>]) -> Option<Cidr> {
+/// For each node without a range the first that no other has, as long as there are any. A cluster network
+/// smaller than one node's share is given whole.
+fn plan(range: Cidr, nodes: &[Arc<Node>]) -> Vec<(Arc<Node>, Option<Cidr>)> {
     let taken: HashSet<Cidr> = nodes.iter().filter_map(|node| pod_cidr(node)).collect();
-    range.parts(NODE_PREFIX.max(range.prefix)).find(|part| !taken.contains(part))
+    let mut free = range.parts(NODE_PREFIX.max(range.prefix)).filter(|part| !taken.contains(part));
+    let lacking = nodes.iter().filter(|node| pod_cidr(node).is_none());
+    lacking.map(|node| (node.clone(), free.next())).collect()
 }
 
 #[cfg(test)]
@@ -137,16 +148,24 @@ mod tests {
     #[test]
     fn plan_table() {
         let cases = [
-            ("first", "10.244.0.0/16", vec![], Some("10.244.0.0/24")),
-            ("next", "10.244.0.0/16", vec!["10.244.0.0/24"], Some("10.244.1.0/24")),
-            ("gap", "10.244.0.0/16", vec!["10.244.0.0/24", "10.244.2.0/24"], Some("10.244.1.0/24")),
-            ("exhausted", "10.244.0.0/23", vec!["10.244.0.0/24", "10.244.1.0/24"], None),
-            ("small cluster network", "10.244.0.0/26", vec![], Some("10.244.0.0/26")),
+            ("first", "10.244.0.0/16", vec![""], "10.244.0.0/24"),
+            ("next", "10.244.0.0/16", vec!["10.244.0.0/24", ""], "10.244.1.0/24"),
+            (
+                "gaps",
+                "10.244.0.0/16",
+                vec!["", "10.244.0.0/24", "", "10.244.2.0/24"],
+                "10.244.1.0/24 10.244.3.0/24",
+            ),
+            ("exhausted", "10.244.0.0/23", vec!["10.244.0.0/24", "", ""], "10.244.1.0/24 none"),
+            ("small cluster network", "10.244.0.0/26", vec![""], "10.244.0.0/26"),
+            ("nobody lacks one", "10.244.0.0/16", vec!["10.244.0.0/24"], ""),
         ];
         for (name, range, nodes, expect) in cases {
             let nodes: Vec<_> = nodes.into_iter().map(node).collect();
-            let got = plan(range.parse().expect("a network"), &nodes).map(|cidr| cidr.to_string());
-            assert_eq!(got.as_deref(), expect, "{name}");
+            let plan = plan(range.parse().expect("a network"), &nodes);
+            let show = |cidr: Option<Cidr>| cidr.map_or("none".to_owned(), |cidr| cidr.to_string());
+            let got: Vec<String> = plan.into_iter().map(|(_, cidr)| show(cidr)).collect();
+            assert_eq!(got.join(" "), expect, "{name}");
         }
     }
 
