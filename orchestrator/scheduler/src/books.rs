@@ -10,8 +10,14 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use pith_informer::Uid;
 
-use crate::pod::{Carried, Group, HostPort, Members, NamespaceLabels, Namespaces, Placed, Term, Wish};
+use crate::pod::{
+    Carried, Group, HostPort, Members, NamespaceLabels, Namespaces, Pending, Placed, Term, Wish,
+};
 use crate::resources::Resources;
+use crate::topology::Topology;
+
+/// Topologies known at most, beyond those that placed pods speak of.
+const TOPOLOGIES: usize = 64;
 
 /// Groups counted at most; those unused for longest go first.
 const COUNTED: usize = 4096;
@@ -23,8 +29,11 @@ pub(crate) struct Slot(pub u32);
 /// A node and what is taken of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    /// Name, labels and taints, as node affinity reads them.
+    /// Name and labels, as node affinity reads them.
     pub node: Arc<Node>,
+    /// Beside the numbers, because every decision reads them of thousands of nodes.
+    pub taints: Vec<Taint>,
+    pub is_unschedulable: bool,
     pub allocatable: Resources,
     pub used: Resources,
     pub weighed: Resources,
@@ -39,21 +48,13 @@ impl Host {
         self.node.metadata.name.as_deref().unwrap_or_default()
     }
 
-    pub(crate) fn taints(&self) -> &[Taint] {
-        self.node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
-    }
-
-    pub(crate) fn is_unschedulable(&self) -> bool {
-        self.node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false)
-    }
-
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.node.metadata.labels.as_ref()?.get(key).map(String::as_str)
     }
 }
 
 /// How many pods of a group each node has; nodes with none are absent.
-pub(crate) type Count = HashMap<Slot, u32>;
+pub(crate) type Count = HashMap<Slot, u32, foldhash::fast::FixedState>;
 
 struct Counted {
     group: Group,
@@ -72,7 +73,10 @@ pub(crate) struct CarriedCount {
 pub(crate) struct Books {
     /// A slot is never given to another node while pods are booked on it.
     nodes: Vec<Option<Host>>,
+    free: Vec<Slot>,
     by_name: HashMap<String, Slot>,
+    /// By label. Every topology is there that a placed pod speaks of.
+    topologies: HashMap<Arc<str>, Topology>,
     placed: HashMap<Uid, Slot>,
     groups: HashMap<Arc<str>, Counted>,
     /// Which groups may hold pods of a namespace; the empty name is for those that may hold any.
@@ -115,8 +119,18 @@ impl Books {
         let Some(host) = &mut self.nodes[slot.0 as usize] else { return };
         self.known += usize::from(host.is_ghost);
         host.is_ghost = false;
+        host.taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        host.is_unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         host.node = node;
         host.allocatable = allocatable;
+        for (key, topology) in &mut self.topologies {
+            topology.set(slot, host.label(key));
+        }
+        let stale = self.topologies.iter().filter(|(_, topology)| topology.is_stale());
+        for key in stale.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.topologies.remove(&key);
+            self.know_topology(&key);
+        }
     }
 
     pub(crate) fn remove_node(&mut self, name: &str) {
@@ -124,7 +138,21 @@ impl Books {
         let Some(host) = &mut self.nodes[slot.0 as usize] else { return };
         host.is_ghost = true;
         self.known -= 1;
+        self.topologies.values_mut().for_each(|topology| topology.set(slot, None));
         self.free_if_empty(slot);
+    }
+
+    fn know_topology(&mut self, key: &Arc<str>) {
+        if !self.topologies.contains_key(key) {
+            let topology = Topology::of(self.hosts().map(|(slot, host)| (slot, host.label(key))));
+            self.topologies.insert(key.clone(), topology);
+        }
+    }
+
+    /// The domains of the nodes. Known of every term of a placed pod and of the pod that is decided about
+    /// ([`Books::prepare`]).
+    pub(crate) fn topology(&self, key: &str) -> Option<&Topology> {
+        self.topologies.get(key)
     }
 
     /// The slot of this name; a new one is a ghost until the node is set.
@@ -136,6 +164,8 @@ impl Books {
         node.metadata.name = Some(name.to_owned());
         let host = Host {
             node: Arc::new(node),
+            taints: Vec::new(),
+            is_unschedulable: false,
             allocatable: Resources::default(),
             used: Resources::default(),
             weighed: Resources::default(),
@@ -143,13 +173,11 @@ impl Books {
             pods: HashMap::new(),
             is_ghost: true,
         };
-        let free = self.nodes.iter().position(Option::is_none);
-        let index = free.unwrap_or(self.nodes.len());
-        match free {
-            Some(index) => self.nodes[index] = Some(host),
-            None => self.nodes.push(Some(host)),
-        }
-        let slot = Slot(index as u32);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.nodes.push(None);
+            Slot(self.nodes.len() as u32 - 1)
+        });
+        self.nodes[slot.0 as usize] = Some(host);
         self.by_name.insert(name.to_owned(), slot);
         slot
     }
@@ -158,6 +186,7 @@ impl Books {
         let place = &mut self.nodes[slot.0 as usize];
         if let Some(host) = place.take_if(|host| host.is_ghost && host.pods.is_empty()) {
             self.by_name.remove(host.name());
+            self.free.push(slot);
         }
     }
 
@@ -219,6 +248,7 @@ impl Books {
             }
         }
         for Carried { term, wish } in &pod.carried {
+            self.know_topology(&term.topology_key);
             let key = (term.group.id.clone(), term.topology_key.clone(), *wish);
             let carried = self.carried.entry(key.clone()).or_insert_with(|| CarriedCount {
                 term: term.clone(),
@@ -232,8 +262,17 @@ impl Books {
         }
     }
 
-    /// Makes sure that these groups are counted.
-    pub(crate) fn count_groups<'a>(&mut self, groups: impl Iterator<Item = &'a Group>) {
+    /// Makes sure that all is counted which a decision about this pod asks for.
+    pub(crate) fn prepare(&mut self, pending: &Pending) {
+        if self.topologies.len() > TOPOLOGIES + self.carried.len() {
+            let carried = &self.carried;
+            self.topologies.retain(|key, _| carried.keys().any(|(_, carried, _)| carried == key));
+        }
+        pending.topology_keys().for_each(|key| self.know_topology(key));
+        self.count_groups(pending.groups());
+    }
+
+    fn count_groups<'a>(&mut self, groups: impl Iterator<Item = &'a Group>) {
         self.clock += 1;
         for group in groups {
             if let Some(counted) = self.groups.get_mut(&group.id) {
@@ -288,7 +327,7 @@ impl Books {
         });
     }
 
-    /// The pods of a group by node. The group must be counted: see [`Books::count_groups`].
+    /// The pods of a group by node. The group must be counted: see [`Books::prepare`].
     pub(crate) fn members(&self, group: &Group) -> Option<&Count> {
         self.groups.get(&group.id).map(|counted| &counted.count)
     }

@@ -80,7 +80,7 @@ impl Desk {
             return Step::Gated { pod };
         }
         let Some(pending) = self.waiting.pop(now) else { return Step::Idle(self.waiting.next_due()) };
-        self.books.count_groups(pending.groups());
+        self.books.prepare(&pending);
         match plan(&self.books, &pending, self.start) {
             Ok(Chosen { slot, next }) => {
                 self.start = next;
@@ -130,7 +130,7 @@ impl Desk {
                 conditions.into_iter().flatten().find(|condition| condition.type_ == "PodScheduled");
             let reported = scheduled.and_then(|condition| condition.message.clone());
             self.waiting.put(Pending::of(pod), reported);
-            self.untold.extend(self.waiting.untold_gated(GATED).iter().map(|pending| PodRef::of(pending)));
+            self.untold.extend(self.waiting.tell_gated(&uid, GATED).map(|pending| PodRef::of(&pending)));
         }
     }
 

@@ -1,14 +1,15 @@
 //! Which nodes can take a pod, and what keeps each of the others from it. Pure.
 //!
-//! [`Filter::new`] gathers what is the same for all nodes once a pod; [`Filter::check`] is then cheap a node.
+//! [`Filter::new`] gathers what is the same for all nodes once a pod; [`Filter::fits`] is then cheap a node.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, PodSpec, Taint};
 use pith_api::placement;
 
 use crate::books::{Books, Count, Host, Slot};
 use crate::pod::{Pending, Spread, Term, Wish};
+use crate::topology::Tally;
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 
@@ -75,8 +76,12 @@ impl Reject {
 /// What is asked of every node.
 pub(crate) struct Filter<'a> {
     pending: &'a Pending,
-    forbidden: Vec<(&'a str, HashSet<&'a str>, Reject)>,
-    wanted: Vec<(&'a str, HashSet<&'a str>)>,
+    /// Only then are the nodes' labels looked at, which lie far apart in memory.
+    chooses_by_label: bool,
+    /// Domains with pods that this one must not meet.
+    forbidden: Vec<(Tally<'a>, Reject)>,
+    /// Domains with pods that this one must be near.
+    wanted: Vec<Tally<'a>>,
     /// No pod matches the affinity yet, but this one does itself: it may be the first anywhere.
     first_of_its_kind: bool,
     spread: Vec<SpreadState<'a>>,
@@ -85,49 +90,61 @@ pub(crate) struct Filter<'a> {
 /// How many members of a constraint's group each domain has.
 struct SpreadState<'a> {
     constraint: &'a Spread,
-    domains: HashMap<&'a str, u32>,
-    least: u32,
+    domains: Tally<'a>,
+    least: i64,
     is_member: bool,
 }
 
 impl<'a> Filter<'a> {
-    /// The pending pod's groups must be counted.
+    /// The books must be prepared for the pending pod.
     pub(crate) fn new(books: &'a Books, pending: &'a Pending) -> Self {
         let mut forbidden = Vec::new();
         for term in &pending.anti_affinity {
             let domains = domains_of(books, term, books.members(&term.group));
-            forbidden.push((term.topology_key.as_ref(), domains, Reject::PodAntiAffinity));
+            forbidden.extend(domains.map(|domains| (domains, Reject::PodAntiAffinity)));
         }
         for carried in books.carried_about(&pending.pod).filter(|carried| carried.wish == Wish::Forbid) {
             let domains = domains_of(books, &carried.term, Some(&carried.count));
-            forbidden.push((carried.term.topology_key.as_ref(), domains, Reject::ExistingAntiAffinity));
+            forbidden.extend(domains.map(|domains| (domains, Reject::ExistingAntiAffinity)));
         }
-        let wanted: Vec<_> = pending
-            .affinity
-            .iter()
-            .map(|term| (term.topology_key.as_ref(), domains_of(books, term, books.members(&term.group))))
-            .collect();
-        let none_anywhere = wanted.iter().all(|(_, domains)| domains.is_empty());
+        let terms = pending.affinity.iter();
+        let wanted: Vec<Tally<'_>> =
+            terms.filter_map(|term| domains_of(books, term, books.members(&term.group))).collect();
+        let none_anywhere = wanted.iter().all(Tally::is_empty);
         let own = |term: &Term| term.group.contains(&pending.pod, books.namespaces());
         let first_of_its_kind = none_anywhere && pending.affinity.iter().all(own);
         let spread = spread_states(books, pending);
-        Self { pending, forbidden, wanted, first_of_its_kind, spread }
+        let spec = &pending.spec;
+        let chooses_by_label = spec.node_selector.is_some() || placement::required_affinity(spec).is_some();
+        Self { pending, chooses_by_label, forbidden, wanted, first_of_its_kind, spread }
     }
 
-    pub(crate) fn check(&self, host: &Host) -> Result<(), Reject> {
+    /// Whether the node can take the pod. Asks first what keeps most nodes out at the least cost.
+    pub(crate) fn fits(&self, slot: Slot, host: &Host) -> bool {
+        self.check_pods(slot).is_ok() && self.check_node(host).is_ok() && self.check_spread(slot).is_ok()
+    }
+
+    /// Why the node cannot take the pod: the first reason in upstream's order.
+    pub(crate) fn check(&self, slot: Slot, host: &Host) -> Result<(), Reject> {
+        self.check_node(host)?;
+        self.check_spread(slot)?;
+        self.check_pods(slot)
+    }
+
+    fn check_node(&self, host: &Host) -> Result<(), Reject> {
         let pending = self.pending;
         let spec = &pending.spec;
-        if host.is_unschedulable() && !tolerates_unschedulable(spec) {
+        if host.is_unschedulable && !tolerates_unschedulable(spec) {
             return Err(Reject::Unschedulable);
         }
         if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != host.name()) {
             return Err(Reject::NodeName);
         }
         let effects = &["NoSchedule", "NoExecute"];
-        if let Some(taint) = placement::untolerated(host.taints(), pending.tolerations(), effects) {
+        if let Some(taint) = placement::untolerated(&host.taints, pending.tolerations(), effects) {
             return Err(Reject::Taint(taint.key.clone(), taint.value.clone().unwrap_or_default()));
         }
-        if !placement::selects(spec, &host.node) {
+        if self.chooses_by_label && !placement::selects(spec, &host.node) {
             return Err(Reject::NodeAffinity);
         }
         let wanted = &pending.pod.ports;
@@ -138,36 +155,32 @@ impl<'a> Filter<'a> {
             let (lacking, never) = host.allocatable.lacking(&host.used, &pending.pod.requested);
             return Err(Reject::Resources(lacking, never));
         }
-        self.check_spread(host)?;
-        self.check_pods(host)
+        Ok(())
     }
 
-    fn check_spread(&self, host: &Host) -> Result<(), Reject> {
+    fn check_spread(&self, slot: Slot) -> Result<(), Reject> {
         for state in &self.spread {
-            let Some(domain) = host.label(&state.constraint.topology_key) else {
+            if !state.domains.has(slot) {
                 return Err(Reject::SpreadLabel);
-            };
-            let here = state.domains.get(domain).copied().unwrap_or(0) + u32::from(state.is_member);
-            if i64::from(here) - i64::from(state.least) > i64::from(state.constraint.max_skew) {
+            }
+            let here = state.domains.at(slot).unwrap_or(0) + i64::from(state.is_member);
+            if here - state.least > i64::from(state.constraint.max_skew) {
                 return Err(Reject::Spread);
             }
         }
         Ok(())
     }
 
-    fn check_pods(&self, host: &Host) -> Result<(), Reject> {
-        for (key, domains) in &self.wanted {
-            let domain = host.label(key).ok_or(Reject::PodAffinity)?;
-            if !domains.contains(domain) && !self.first_of_its_kind {
+    fn check_pods(&self, slot: Slot) -> Result<(), Reject> {
+        for domains in &self.wanted {
+            if domains.at(slot).is_none() && !(self.first_of_its_kind && domains.has(slot)) {
                 return Err(Reject::PodAffinity);
             }
         }
-        for (key, domains, reject) in &self.forbidden {
-            if host.label(key).is_some_and(|domain| domains.contains(domain)) {
-                return Err(reject.clone());
-            }
+        match self.forbidden.iter().find(|(domains, _)| domains.at(slot).is_some()) {
+            Some((_, reject)) => Err(reject.clone()),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -178,9 +191,8 @@ fn tolerates_unschedulable(spec: &PodSpec) -> bool {
 }
 
 /// The domains of the term's topology in which `count` has pods.
-fn domains_of<'a>(books: &'a Books, term: &Term, count: Option<&Count>) -> HashSet<&'a str> {
-    let slots = count.into_iter().flat_map(|count| count.keys());
-    slots.filter_map(|slot| books.host(*slot)?.label(&term.topology_key)).collect()
+fn domains_of<'a>(books: &'a Books, term: &Term, count: Option<&Count>) -> Option<Tally<'a>> {
+    Some(Tally::of(books.topology(&term.topology_key)?, count, 1))
 }
 
 fn spread_states<'a>(books: &'a Books, pending: &'a Pending) -> Vec<SpreadState<'a>> {
@@ -188,32 +200,39 @@ fn spread_states<'a>(books: &'a Books, pending: &'a Pending) -> Vec<SpreadState<
     if constraints.is_empty() {
         return Vec::new();
     }
-    let has_all_keys =
-        |host: &Host| constraints.iter().all(|constraint| host.label(&constraint.topology_key).is_some());
-    let hosts: Vec<(Slot, &Host)> = books.hosts().filter(|(_, host)| has_all_keys(host)).collect();
-    let state = |constraint: &'a Spread| {
-        let mut domains: HashMap<&str, u32> = HashMap::new();
-        let members = books.members(&constraint.group);
-        for (slot, host) in &hosts {
+    let mut counted: Vec<(&Spread, Option<&Count>, Tally<'_>)> = constraints
+        .iter()
+        .filter_map(|constraint| {
+            let domains = Tally::new(books.topology(&constraint.topology_key)?);
+            Some((constraint, books.members(&constraint.group), domains))
+        })
+        .collect();
+    for (slot, host) in books.hosts() {
+        // Only nodes that have all the labels take part.
+        if !counted.iter().all(|(.., domains)| domains.has(slot)) {
+            continue;
+        }
+        for (constraint, members, domains) in &mut counted {
             if constraint.honor_affinity && !placement::selects(&pending.spec, &host.node)
                 || constraint.honor_taints && is_repelled(host, pending)
             {
                 continue;
             }
-            let Some(domain) = host.label(&constraint.topology_key) else { continue };
-            let here = members.and_then(|members| members.get(slot)).copied().unwrap_or(0);
-            *domains.entry(domain).or_default() += here;
+            let here = members.and_then(|members| members.get(&slot)).copied().unwrap_or(0);
+            domains.add(slot, i64::from(here));
         }
-        let enough = domains.len() as i64 >= i64::from(constraint.min_domains);
-        let least = if enough { domains.values().min().copied().unwrap_or(0) } else { 0 };
+    }
+    let state = |(constraint, _, domains): (&'a Spread, Option<&Count>, Tally<'a>)| {
+        let enough = domains.sums().count() as i64 >= i64::from(constraint.min_domains);
+        let least = if enough { domains.sums().min().unwrap_or(0) } else { 0 };
         let is_member = constraint.group.contains(&pending.pod, books.namespaces());
         SpreadState { constraint, domains, least, is_member }
     };
-    constraints.iter().map(state).collect()
+    counted.into_iter().map(state).collect()
 }
 
 fn is_repelled(host: &Host, pending: &Pending) -> bool {
-    placement::untolerated(host.taints(), pending.tolerations(), &["NoSchedule", "NoExecute"]).is_some()
+    placement::untolerated(&host.taints, pending.tolerations(), &["NoSchedule", "NoExecute"]).is_some()
 }
 
 /// The names of the only nodes the pod can run on, where its node affinity names them (as a DaemonSet's

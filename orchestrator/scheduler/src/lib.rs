@@ -20,6 +20,7 @@ mod plan;
 mod pod;
 mod resources;
 mod score;
+mod topology;
 mod waiting;
 
 pub use desk::{Desk, Listed, PodRef, Step};

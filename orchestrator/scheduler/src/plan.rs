@@ -26,47 +26,47 @@ pub(crate) struct Unfit {
 }
 
 /// Chooses a node. `start` is where the search begins: it is the only thing that tells equal nodes apart.
-/// The pending pod's groups must be counted ([`Books::count_groups`]).
+/// The books must be prepared for the pending pod ([`Books::prepare`]).
 pub(crate) fn plan(books: &Books, pending: &Pending, start: usize) -> Result<Chosen, Unfit> {
     let filter = Filter::new(books, pending);
-    let mut rejects: BTreeMap<Reject, usize> = BTreeMap::new();
-    let mut feasible = Vec::new();
-    let mut check = |slot: Slot| {
-        let Some(host) = books.host(slot) else { return 0 };
-        match filter.check(host) {
-            Ok(()) => feasible.push(slot),
-            Err(reject) => *rejects.entry(reject).or_default() += 1,
-        }
-        feasible.len()
-    };
+    let fits = |slot: &Slot| books.host(*slot).is_some_and(|host| filter.fits(*slot, host));
     let slots = books.slots().max(1);
     let mut next = start % slots;
-    match named_nodes(&pending.spec) {
-        Some(names) => {
-            let known: Vec<Slot> = names.into_iter().filter_map(|name| books.slot_of(name)).collect();
-            let others = books.len() - known.len();
-            for slot in known {
-                check(slot);
-            }
-            if others > 0 {
-                rejects.insert(Reject::NotNamed, others);
-            }
-        }
+    let enough = nodes_to_find(books.len());
+    let named: Option<Vec<Slot>> = named_nodes(&pending.spec)
+        .map(|names| names.into_iter().filter_map(|name| books.slot_of(name)).collect());
+    let feasible: Vec<Slot> = match &named {
+        Some(named) => named.iter().copied().filter(fits).collect(),
         None => {
-            let enough = nodes_to_find(books.len());
-            for _ in 0..books.slots() {
-                let found = check(Slot(next as u32));
-                next = (next + 1) % slots;
-                if found >= enough {
-                    break;
-                }
+            let round = (0..books.slots()).map(|step| Slot(((start + step) % slots) as u32));
+            let found: Vec<Slot> = round.filter(fits).take(enough).collect();
+            if let Some(last) = found.last().filter(|_| found.len() == enough) {
+                next = (last.0 as usize + 1) % slots;
             }
+            found
         }
-    }
+    };
     match best(books, pending, &feasible) {
         Some(slot) => Ok(Chosen { slot, next }),
-        None => Err(Unfit { nodes: books.len(), rejects }),
+        None => Err(unfit(books, &filter, named)),
     }
+}
+
+/// What keeps out each of the nodes.
+fn unfit(books: &Books, filter: &Filter<'_>, named: Option<Vec<Slot>>) -> Unfit {
+    let mut rejects: BTreeMap<Reject, usize> = BTreeMap::new();
+    let others = named.as_ref().map_or(0, |named| books.len() - named.len());
+    if others > 0 {
+        rejects.insert(Reject::NotNamed, others);
+    }
+    let asked = named.unwrap_or_else(|| books.hosts().map(|(slot, _)| slot).collect());
+    for slot in asked {
+        let Some(host) = books.host(slot) else { continue };
+        if let Err(reject) = filter.check(slot, host) {
+            *rejects.entry(reject).or_default() += 1;
+        }
+    }
+    Unfit { nodes: books.len(), rejects }
 }
 
 fn best(books: &Books, pending: &Pending, feasible: &[Slot]) -> Option<Slot> {

@@ -168,10 +168,21 @@ impl Pending {
 
     /// All groups that are counted to place this pod.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
-        let terms = self.affinity.iter().chain(&self.anti_affinity);
+        self.terms().map(|term| &term.group).chain(self.spreads().map(|spread| &spread.group))
+    }
+
+    /// All labels whose domains are asked for to place this pod.
+    pub(crate) fn topology_keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.terms().map(|term| &term.topology_key).chain(self.spreads().map(|spread| &spread.topology_key))
+    }
+
+    fn terms(&self) -> impl Iterator<Item = &Term> {
         let preferred = self.preferred_pods.iter().map(|(term, _)| term);
-        let spread = self.hard_spread.iter().chain(&self.soft_spread).map(|spread| &spread.group);
-        terms.chain(preferred).map(|term| &term.group).chain(spread)
+        self.affinity.iter().chain(&self.anti_affinity).chain(preferred)
+    }
+
+    fn spreads(&self) -> impl Iterator<Item = &Spread> {
+        self.hard_spread.iter().chain(&self.soft_spread)
     }
 }
 

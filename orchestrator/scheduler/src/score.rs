@@ -1,11 +1,10 @@
 //! How good each of the nodes is that can take a pod: upstream's score plugins with their weights. Pure.
 
-use std::collections::HashMap;
-
 use pith_api::placement;
 
 use crate::books::{Books, Count, Host, Slot};
-use crate::pod::{Pending, Spread, Wish};
+use crate::pod::{Pending, Wish};
+use crate::topology::Tally;
 
 /// The best score of one plugin.
 const BEST: i64 = 100;
@@ -22,7 +21,7 @@ pub(crate) fn scores(books: &Books, pending: &Pending, feasible: &[Slot]) -> Vec
             *total += weight * score;
         }
     };
-    if hosts.iter().any(|(_, host)| !host.taints().is_empty()) {
+    if hosts.iter().any(|(_, host)| !host.taints.is_empty()) {
         let repelling = hosts.iter().map(|(_, host)| repelling_taints(host, pending)).collect();
         add(3, lowest_best(repelling));
     }
@@ -63,7 +62,7 @@ fn balanced(host: &Host, pending: &Pending) -> i64 {
 }
 
 fn repelling_taints(host: &Host, pending: &Pending) -> i64 {
-    let taints = host.taints().iter().filter(|taint| taint.effect == "PreferNoSchedule");
+    let taints = host.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
     let tolerated =
         |taint: &&_| pending.tolerations().iter().any(|toleration| placement::tolerates(toleration, taint));
     taints.filter(|taint| !tolerated(taint)).count() as i64
@@ -82,31 +81,27 @@ fn spread(books: &Books, pending: &Pending, hosts: &[(Slot, &Host)]) -> Vec<i64>
     let mut crowd = vec![0.0f64; hosts.len()];
     let mut left_out = vec![false; hosts.len()];
     for constraint in &pending.soft_spread {
-        let empty = Count::default();
-        let members = books.members(&constraint.group).unwrap_or(&empty);
-        let by_host = constraint.topology_key.as_ref() == HOSTNAME;
-        let domains = if by_host { HashMap::new() } else { by_domain(books, constraint, members) };
-        let known: std::collections::HashSet<&str> = if by_host {
-            Default::default()
-        } else {
-            hosts.iter().filter_map(|(_, host)| host.label(&constraint.topology_key)).collect()
-        };
-        let size = if by_host { hosts.len() } else { known.len() };
-        let weight = (size as f64 + 2.0).ln();
-        for (index, (slot, host)) in hosts.iter().enumerate() {
-            let here = if by_host {
-                members.get(slot).copied().unwrap_or(0)
-            } else {
-                match host.label(&constraint.topology_key) {
-                    Some(domain) => domains.get(domain).copied().unwrap_or(0),
-                    None if pending.default_spread => continue,
-                    None => {
-                        left_out[index] = true;
-                        continue;
-                    }
-                }
-            };
-            crowd[index] += f64::from(here) * weight + f64::from(constraint.max_skew - 1);
+        let members = books.members(&constraint.group);
+        if constraint.topology_key.as_ref() == HOSTNAME {
+            let weight = (hosts.len() as f64 + 2.0).ln();
+            for (index, (slot, _)) in hosts.iter().enumerate() {
+                let here = members.and_then(|members| members.get(slot)).copied().unwrap_or(0);
+                crowd[index] += f64::from(here) * weight + f64::from(constraint.max_skew - 1);
+            }
+            continue;
+        }
+        let Some(topology) = books.topology(&constraint.topology_key) else { continue };
+        let domains = Tally::of(topology, members, 1);
+        let mut compared = Tally::new(topology);
+        hosts.iter().for_each(|(slot, _)| compared.add(*slot, 1));
+        let weight = (compared.sums().count() as f64 + 2.0).ln();
+        for (index, (slot, _)) in hosts.iter().enumerate() {
+            if !domains.has(*slot) {
+                left_out[index] |= !pending.default_spread;
+                continue;
+            }
+            let here = domains.at(*slot).unwrap_or(0) as f64;
+            crowd[index] += here * weight + f64::from(constraint.max_skew - 1);
         }
     }
     let taking_part =
@@ -125,53 +120,33 @@ fn spread(books: &Books, pending: &Pending, hosts: &[(Slot, &Host)]) -> Vec<i64>
     crowd.iter().zip(&left_out).map(score).collect()
 }
 
-fn by_domain<'a>(books: &'a Books, constraint: &Spread, members: &Count) -> HashMap<&'a str, u32> {
-    let mut domains = HashMap::new();
-    for (slot, count) in members {
-        if let Some(domain) = books.host(*slot).and_then(|host| host.label(&constraint.topology_key)) {
-            *domains.entry(domain).or_default() += count;
-        }
-    }
-    domains
-}
-
 /// What the pod wishes of those that are there, and they of it; none where nobody wishes anything.
 fn pod_wishes(books: &Books, pending: &Pending, hosts: &[(Slot, &Host)]) -> Option<Vec<i64>> {
-    let mut domains: HashMap<(&str, &str), i64> = HashMap::new();
-    let mut note = |key, count: &Count, weight: i32| {
-        for (slot, pods) in count {
-            if let Some(domain) = books.host(*slot).and_then(|host| host.label(key)) {
-                *domains.entry((key, domain)).or_default() += i64::from(weight) * i64::from(*pods);
-            }
-        }
+    let mut tallies: Vec<Tally<'_>> = Vec::new();
+    let mut note = |key: &str, count: &Count, weight: i32| {
+        let Some(topology) = books.topology(key) else { return };
+        let known = tallies.iter().position(|tally| tally.is_of(topology));
+        let index = known.unwrap_or_else(|| {
+            tallies.push(Tally::new(topology));
+            tallies.len() - 1
+        });
+        tallies[index].add_count(Some(count), i64::from(weight));
     };
     for (term, weight) in &pending.preferred_pods {
         if let Some(count) = books.members(&term.group) {
-            note(term.topology_key.as_ref(), count, *weight);
+            note(&term.topology_key, count, *weight);
         }
     }
     for carried in books.carried_about(&pending.pod) {
         if let Wish::Prefer(weight) = carried.wish {
-            note(carried.term.topology_key.as_ref(), &carried.count, weight);
+            note(&carried.term.topology_key, &carried.count, weight);
         }
     }
-    if domains.is_empty() {
+    if tallies.iter().all(Tally::is_empty) {
         return None;
     }
-    let sum = |host: &Host| {
-        let here = domains.iter().filter(|((key, domain), _)| host.label(key) == Some(domain));
-        here.map(|(_, weight)| *weight).sum()
-    };
-    if domains.len() <= 8 {
-        return Some(hosts.iter().map(|(_, host)| sum(host)).collect());
-    }
-    // Many domains (hosts, mostly): look up each host's own instead of going through all of them.
-    let keys: std::collections::HashSet<&str> = domains.keys().map(|(key, _)| *key).collect();
-    let own = |host: &Host| {
-        let here = keys.iter().filter_map(|key| domains.get(&(*key, host.label(key)?)));
-        here.sum()
-    };
-    Some(hosts.iter().map(|(_, host)| own(host)).collect())
+    let sum = |slot: Slot| tallies.iter().filter_map(|tally| tally.at(slot)).sum();
+    Some(hosts.iter().map(|(slot, _)| sum(*slot)).collect())
 }
 
 /// Scales so that the highest is best and zero is zero.

@@ -38,7 +38,7 @@ pub(crate) enum Help {
 }
 
 /// What could help a pod that did not fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Hopes {
     pod_gone: bool,
     pod_placed: bool,
@@ -104,6 +104,8 @@ pub(crate) struct Waiting {
     active: BTreeSet<(Reverse<i32>, u64, Uid)>,
     /// Those whose state ends at a time.
     timed: BTreeSet<(Timestamp, Uid)>,
+    /// The unschedulable ones by what could help them.
+    hoping: HashMap<Hopes, BTreeSet<Uid>>,
     arrivals: u64,
 }
 
@@ -189,10 +191,8 @@ impl Waiting {
 
     /// Tries those again that this may have helped. Says whether there are any.
     pub(crate) fn helped(&mut self, help: Help, now: Timestamp) -> bool {
-        let hopeful =
-            |entry: &Entry| matches!(entry.state, State::Unschedulable(hopes, _) if hopes.include(help));
-        let uids: Vec<Uid> =
-            self.entries.iter().filter(|(_, entry)| hopeful(entry)).map(|(uid, _)| uid.clone()).collect();
+        let hopeful = self.hoping.iter().filter(|(hopes, _)| hopes.include(help));
+        let uids: Vec<Uid> = hopeful.flat_map(|(_, uids)| uids).cloned().collect();
         for uid in &uids {
             let until = self.entries.get(uid).map_or(now, Entry::backed_off_until);
             self.set(uid, if until <= now { State::Active } else { State::BackingOff(until) });
@@ -200,32 +200,36 @@ impl Waiting {
         !uids.is_empty()
     }
 
-    /// The gated pods whose condition does not say so yet; they count as told from now on.
-    pub(crate) fn untold_gated(&mut self, message: &str) -> Vec<Arc<Pending>> {
-        let untold = self
-            .entries
-            .values_mut()
-            .filter(|entry| entry.state == State::Gated && entry.reported.as_deref() != Some(message));
-        untold
-            .map(|entry| {
-                entry.reported = Some(message.to_owned());
-                entry.pending.clone()
-            })
-            .collect()
+    /// The pod, if it is gated and its condition does not say so yet; it counts as told from now on.
+    pub(crate) fn tell_gated(&mut self, uid: &Uid, message: &str) -> Option<Arc<Pending>> {
+        let entry = self.entries.get_mut(uid)?;
+        if entry.state != State::Gated || entry.reported.as_deref() == Some(message) {
+            return None;
+        }
+        entry.reported = Some(message.to_owned());
+        Some(entry.pending.clone())
     }
 
     /// The one place where a pod's state changes.
     fn set(&mut self, uid: &Uid, state: State) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let place = (Reverse(entry.pending.priority), entry.number, uid.clone());
-        match entry.state {
+        let left = std::mem::replace(&mut entry.state, state);
+        if let State::Unschedulable(hopes, _) = left
+            && let Some(hoping) = self.hoping.get_mut(&hopes)
+        {
+            hoping.remove(uid);
+        }
+        match left {
             State::Active => drop(self.active.remove(&place)),
             State::BackingOff(until) | State::Unschedulable(_, until) => {
                 self.timed.remove(&(until, uid.clone()));
             }
             State::InHand | State::Gated => {}
         }
-        entry.state = state;
+        if let State::Unschedulable(hopes, _) = state {
+            self.hoping.entry(hopes).or_default().insert(uid.clone());
+        }
         match state {
             State::Active => drop(self.active.insert(place)),
             State::BackingOff(until) | State::Unschedulable(_, until) => {
@@ -335,11 +339,12 @@ mod tests {
         let mut waiting = Waiting::default();
         waiting.put(pending("a", 0, true), None);
         assert_eq!(next(&mut waiting, 0), None);
-        assert_eq!(waiting.untold_gated("gated").len(), 1);
-        assert_eq!(waiting.untold_gated("gated").len(), 0);
+        let uid = Uid("a".into());
+        assert!(waiting.tell_gated(&uid, "gated").is_some());
+        assert!(waiting.tell_gated(&uid, "gated").is_none());
         waiting.put(pending("a", 0, false), None);
         assert_eq!(next(&mut waiting, 0).as_deref(), Some("a"));
-        waiting.failed(&Uid("a".into()), &unfit(Reject::NodeAffinity), "m", at(0));
+        waiting.failed(&uid, &unfit(Reject::NodeAffinity), "m", at(0));
         waiting.put(pending("a", 0, false), Some("m".into()));
         assert_eq!(next(&mut waiting, 0), None, "only its status has changed");
         waiting.put(pending("a", 5, false), None);

@@ -58,7 +58,7 @@ fn cluster(nodes: Vec<Arc<Node>>, placed: Vec<(Pod, &str)>) -> Books {
 /// The name of the chosen node, or the message.
 fn decide(books: &mut Books, pod: &Pod) -> String {
     let pending = Pending::of(pod);
-    books.count_groups(pending.groups());
+    books.prepare(&pending);
     match plan(books, &pending, 0) {
         Ok(chosen) => books.host(chosen.slot).expect("the chosen node").name().to_owned(),
         Err(unfit) => unfit.message(),
