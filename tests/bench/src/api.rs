@@ -1,7 +1,7 @@
 //! What the primary alone carries: durable creates, watches, lists, and pods scheduled over 5,000 nodes.
 //!
 //! A primary of its own on the loopback, without replicas: the nodes are objects that nobody stands behind. The
-//! clients are on the same machine and take their part of its processors.
+//! clients are on the same machine and take their part of its processors: the report says how much.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,6 +18,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use crate::cpu::Cpu;
 use crate::kubernetes;
 use crate::table::{Line, rate, report, spread};
 
@@ -36,14 +37,15 @@ pub(crate) fn run(pith: &Path, output: &Path) -> Result<()> {
     let lines = runtime.block_on(async {
         let primary = Primary::start(pith).await?;
         let clients = primary.clients().await?;
-        let mut lines = vec![creates(&clients).await?, fan_out(&clients, &primary).await?];
+        let mut lines = vec![creates(&clients, &primary).await?, fan_out(&clients, &primary).await?];
         make_nodes(&clients).await?;
-        lines.push(schedule(&clients, PODS, "plain", &json!({}), "≥ 2000 /s (kube-scheduler: 680)").await?);
+        let hold = "≥ 2000 /s (kube-scheduler: 680)";
+        lines.push(schedule(&clients, &primary, PODS, "plain", &json!({}), hold).await?);
         let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
             "labelSelector": {"matchLabels": {"app": "near"}}, "topologyKey": "topology.kubernetes.io/zone",
         }]}}});
         let hold = "≥ 500 /s (kube-scheduler: 35)";
-        lines.push(schedule(&clients, PODS_WITH_AFFINITY, "near", &near, hold).await?);
+        lines.push(schedule(&clients, &primary, PODS_WITH_AFFINITY, "near", &near, hold).await?);
         lines.push(lists(&clients).await?);
         Ok::<_, anyhow::Error>(lines)
     })?;
@@ -64,8 +66,7 @@ impl Primary {
             free.local_addr().context("find a free port")?.port()
         };
         let mut command = Command::new(pith);
-        // Of thousands of events a second most are dropped, each with a warning.
-        command.args(["--log", "error", "primary"]);
+        command.arg("primary");
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--dir"]).arg(&dir);
         // Nobody renews the nodes' leases, and each takes a /24.
         command.args(["--node-monitor-grace-period", "24h", "--pod-cidr", "10.0.0.0/8"]);
@@ -89,6 +90,10 @@ impl Primary {
     /// One with a connection of its own.
     async fn client(&self) -> Result<Client> {
         kubernetes::client(&self.dir.join("kubeconfig")).await
+    }
+
+    fn cpu(&self) -> Result<Cpu> {
+        Cpu::now(self.process.id())
     }
 
     async fn clients(&self) -> Result<Vec<Client>> {
@@ -120,7 +125,8 @@ fn config_map(name: &str) -> Value {
 }
 
 /// Each client one at a time, for some seconds.
-async fn creates(clients: &[Client]) -> Result<Line> {
+async fn creates(clients: &[Client], primary: &Primary) -> Result<Line> {
+    let cpu = primary.cpu()?;
     let begin = Instant::now();
     let tasks = clients.iter().cloned().enumerate().map(|(number, client)| async move {
         let mut times = Vec::new();
@@ -135,6 +141,7 @@ async fn creates(clients: &[Client]) -> Result<Line> {
     let times = spawn_all(tasks).await?.concat();
     let mut measured = vec![rate(times.len(), begin.elapsed().as_secs_f64())];
     measured.extend(spread(&times));
+    measured.extend(cpu.each(times.len())?);
     let what = format!("durable creates of 1 KB at {CLIENTS} clients");
     Ok(Line::new(what, measured, "≥ 5000 /s, p99 ≤ 20 ms (kube-apiserver + etcd: 1590 /s)"))
 }
@@ -237,6 +244,7 @@ async fn make_nodes(clients: &[Client]) -> Result<()> {
 /// From the first request for a pod until the last of them has its node: creates, decisions and bindings.
 async fn schedule(
     clients: &[Client],
+    primary: &Primary,
     count: usize,
     app: &'static str,
     spec: &Value,
@@ -249,6 +257,7 @@ async fn schedule(
     // A pod comes into this watch with its node.
     let params = WatchParams::default().labels(&ours).fields(bound);
     let mut events = pods.watch_metadata(&params, &from).await?.boxed();
+    let cpu = primary.cpu()?;
     let begin = Instant::now();
     let tasks = clients.iter().cloned().enumerate().map(|(number, client)| {
         let mut pod = json!({
@@ -292,7 +301,9 @@ async fn schedule(
     all_created.name = "created";
     let mut all_bound = rate(count, bound.as_secs_f64());
     all_bound.name = "bound";
-    Ok(Line::new(what, vec![all_created, all_bound], hold))
+    let mut measured = vec![all_created, all_bound];
+    measured.extend(cpu.each(count)?);
+    Ok(Line::new(what, measured, hold))
 }
 
 async fn lists(clients: &[Client]) -> Result<Line> {

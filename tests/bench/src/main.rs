@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod api;
 mod container;
+mod cpu;
 mod demo;
 mod kubernetes;
 mod memory;
