@@ -1,11 +1,11 @@
-//! What a cluster could leave on a machine: taken before and after, the two pictures must be equal.
+//! What a cluster could leave on a machine: taken before and after, what differs is [`Snapshot::changes`].
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 /// Names of everything in the kernel and on disk that pith makes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Snapshot {
     interfaces: BTreeSet<String>,
     namespaces: BTreeSet<String>,
@@ -18,6 +18,33 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// What is there that was not `before`, and what is not that was. Programs and processes that have gone since
+    /// are no loss: they were others', or on their way out.
+    pub fn changes(&self, before: &Self) -> Vec<String> {
+        let kept = [
+            (&self.interfaces, &before.interfaces),
+            (&self.namespaces, &before.namespaces),
+            (&self.mounts, &before.mounts),
+            (&self.cgroups, &before.cgroups),
+            (&self.pins, &before.pins),
+            (&self.files, &before.files),
+        ];
+        let new = |now: &BTreeSet<String>, before: &BTreeSet<String>| -> Vec<String> {
+            now.difference(before).map(|name| format!("left: {name}")).collect()
+        };
+        let gone = |now: &BTreeSet<String>, before: &BTreeSet<String>| -> Vec<String> {
+            before.difference(now).map(|name| format!("gone: {name}")).collect()
+        };
+        let mut changes: Vec<String> = kept
+            .into_iter()
+            .flat_map(|(now, before)| [new(now, before), gone(now, before)])
+            .flatten()
+            .collect();
+        changes.extend(new(&self.processes, &before.processes));
+        changes.extend(self.programs.difference(&before.programs).map(|id| format!("left: program {id}")));
+        changes
+    }
+
     pub fn take() -> Self {
         Self {
             interfaces: names(Path::new("/sys/class/net")),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pith_tests::images_dir;
 use pith_tests::vm::{Console, Vm};
 
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// `None`, after a loud line, where no such machine can be had.
 fn boot(test: &str, series: &str, script: &str, files: &[(&Path, &str)]) -> Option<Console> {

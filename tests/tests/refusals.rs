@@ -88,8 +88,11 @@ fn missing_image(kubectl: &Kubectl) {
         let told = shown.contains("ErrImagePull") || shown.contains("ImagePullBackOff");
         if told { Ok(()) } else { Err(shown) }
     });
-    let events = kubectl.run(&["events", "--for", "pod/nowhere"]);
-    assert!(events.contains("Failed to pull image \"127.0.0.1:9/none:v1\""), "{events}");
+    until("an event says why", Duration::from_secs(30), || {
+        let events = kubectl.run(&["events", "--for", "pod/nowhere"]);
+        let told = events.contains("Failed to pull image \"127.0.0.1:9/none:v1\"");
+        if told { Ok(()) } else { Err(events) }
+    });
     kubectl.run(&["delete", "pod", "nowhere", "--timeout=30s"]);
 }
 

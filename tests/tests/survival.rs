@@ -95,7 +95,7 @@ fn certificates_are_renewed_while_everything_runs() {
     let read = || std::fs::read_to_string(&file).expect("it has joined");
     for number in 1..=2 {
         let old = read();
-        until(&format!("renewal {number}"), Duration::from_secs(30), || {
+        until(&format!("renewal {number}"), Duration::from_secs(90), || {
             if read() == old { Err("the same certificate".to_owned()) } else { Ok(()) }
         });
     }

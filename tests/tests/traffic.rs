@@ -124,6 +124,10 @@ fn refused_without_endpoints(kubectl: &Kubectl) {
 fn churn_fails_no_request() {
     let Some(cluster) = Cluster::start(3, &[]) else { return };
     let Some(kubectl) = start(&cluster) else { return };
+    // A pod that is told to go serves until every proxy has surely heard of it, on a slow disk as well.
+    let image = "image: pith.local/demo:v1";
+    kubectl.apply(&WEB.replace(image, &format!("{image}\n          args: [--drain-ms, \"5000\"]")));
+    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"]);
     let client = kubectl
         .command(&[
             "exec",

@@ -201,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn delays_are_kept_and_do_not_hold_up_others() {
         let queue = Queue::new();
-        queue.add_after("late", Duration::from_millis(40));
+        queue.add_after("late", Duration::from_millis(500));
         queue.add_after("soon", Duration::from_millis(20));
         queue.add_after("late", Duration::from_secs(3600));
         queue.add("now");

@@ -26,6 +26,8 @@ def until(core, name, wanted):
     listed = core.list_namespaced_pod(NAMESPACE, label_selector=f"app={name}")
     if any(wanted("LISTED", pod) for pod in listed.items):
         return
+    if not listed.items and wanted("DELETED", None):
+        return
     events = watch.Watch()
     for event in events.stream(
         core.list_namespaced_pod,
@@ -41,7 +43,7 @@ def until(core, name, wanted):
 
 
 def is_ready(_, pod):
-    conditions = pod.status.conditions or []
+    conditions = (pod and pod.status.conditions) or []
     return any(one.type == "Ready" and one.status == "True" for one in conditions)
 
 

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use pith_tests::{Cluster, Kubectl, Reply, tools_dir};
+use pith_tests::{Cluster, Kubectl, Reply, tools_dir, until};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/charts/web");
 
@@ -28,20 +29,28 @@ fn everyday(version: &str) {
     let helm = |arguments: &[&str]| run(&program, &cluster, arguments);
     let installed = helm(&["install", "one", CHART, "--create-namespace", "--wait", "--timeout=60s"]);
     assert!(installed.contains("STATUS: deployed"), "{installed}");
-    assert_eq!(state(&kubectl), "hello 2");
+    is(&kubectl, "hello 2");
     helm(&["upgrade", "one", CHART, "--set", "greeting=bye,replicas=3", "--wait", "--timeout=60s"]);
-    assert_eq!(state(&kubectl), "bye 3");
+    is(&kubectl, "bye 3");
     let history = helm(&["history", "one"]);
     assert_eq!(history.matches("superseded").count(), 1, "{history}");
     helm(&["upgrade", "one", CHART, "--dry-run=server", "--set", "replicas=9"]);
     assert_eq!(state(&kubectl), "bye 3", "a dry run changes nothing");
     helm(&["rollback", "one", "1", "--wait", "--timeout=60s"]);
-    assert_eq!(state(&kubectl), "hello 2");
+    is(&kubectl, "hello 2");
     helm(&["uninstall", "one", "--wait", "--timeout=60s"]);
     let left =
         kubectl.run(&["get", "deployments,services,secrets,serviceaccounts", "-n", "team", "-o", "name"]);
     assert_eq!(left.trim(), "serviceaccount/default");
     cluster.down();
+}
+
+/// Helm waits for the new pods; the Deployment counts the old ones too until they are gone.
+fn is(kubectl: &Kubectl, wanted: &str) {
+    until("the chart's objects are as wanted", Duration::from_secs(60), || match state(kubectl) {
+        now if now == wanted => Ok(()),
+        now => Err(now),
+    });
 }
 
 /// What the chart's objects say: the greeting, and how many pods are ready.

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// After this, what is awaited will not come.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Short, so that a node is found dead within a test.
-const LEASE_GRACE: Duration = Duration::from_secs(2);
+/// Short, so that a node is found dead within a test, and longer than a busy disk takes for a renewal.
+const LEASE_GRACE: Duration = Duration::from_secs(8);
 const RENEW: Duration = Duration::from_millis(200);
 
 pub(crate) struct World {
@@ -136,13 +136,15 @@ impl World {
         let mine = move |pod: &Pod| {
             pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(on.as_str())
         };
-        let already: Vec<_> = self.pods.all().into_iter().filter(|pod| mine(pod)).collect();
-        already.iter().for_each(|pod| to.add(Key::of(pod.as_ref())));
+        let (also, too) = (to.clone(), mine.clone());
         self.pods.on_change(move |change| {
             if let Some(pod) = change.new.as_ref().filter(|pod| mine(pod)) {
                 to.add(Key::of(pod.as_ref()));
             }
         });
+        // After that, so that none comes between; the queue holds each once.
+        let already: Vec<_> = self.pods.all().into_iter().filter(|pod| too(pod)).collect();
+        already.iter().for_each(|pod| also.add(Key::of(pod.as_ref())));
         let (client, pods) = (self.client.clone(), self.pods.clone());
         self.spawn(async move {
             let _dead = cancel.run_until_cancelled(kubelet(client, pods, queue)).await;

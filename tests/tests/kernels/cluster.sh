@@ -29,7 +29,7 @@ spec:
   selector: {app: web}
   ports: [{port: 80, targetPort: 8080, nodePort: 31080}]
 END
-kubectl rollout status deployment/web --timeout=120s
+kubectl rollout status deployment/web --timeout=300s
 kubectl get pods,nodes -o wide
 for limit in memory.max cpu.max; do
     for file in /sys/fs/cgroup/pith-pith/replica-1/pod*/[0-9a-f]*/$limit; do echo "$limit $(cat $file)"; done

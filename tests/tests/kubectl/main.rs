@@ -86,18 +86,25 @@ fn apply_and_get(kubectl: &Kubectl) {
     assert!(unchanged.stdout.contains("deployment.apps/web unchanged"), "{}", unchanged.stdout);
 }
 
+/// Events follow what they tell of.
+fn described(kubectl: &Kubectl, arguments: &[&str], expected: &[&str]) {
+    until("the description is whole", Duration::from_secs(30), || {
+        let printed = kubectl.run(arguments);
+        match expected.iter().find(|text| !printed.contains(**text)) {
+            None => Ok(()),
+            Some(text) => Err(format!("no {text:?} in:\n{printed}")),
+        }
+    });
+}
+
 fn describe(kubectl: &Kubectl) {
     // One by its name: for several at once, kubectl 1.37 leaves out the events.
-    let printed = kubectl.run(&["describe", "pod", &first_pod(kubectl)]);
-    for expected in
-        ["Successfully assigned default/web-", "Container image", "Created", "Started", "QoS Class:"]
-    {
-        assert!(printed.contains(expected), "describe pods lacks {expected:?}:\n{printed}");
-    }
-    let printed = kubectl.run(&["describe", "deployment", "web"]);
-    for expected in ["ScalingReplicaSet", "6 desired | 6 updated | 6 total | 6 available", "RollingUpdate"] {
-        assert!(printed.contains(expected), "describe deployment lacks {expected:?}:\n{printed}");
-    }
+    let pod = first_pod(kubectl);
+    let expected =
+        ["Successfully assigned default/web-", "Container image", "Created", "Started", "QoS Class:"];
+    described(kubectl, &["describe", "pod", &pod], &expected);
+    let expected = ["ScalingReplicaSet", "6 desired | 6 updated | 6 total | 6 available", "RollingUpdate"];
+    described(kubectl, &["describe", "deployment", "web"], &expected);
     let printed = kubectl.run(&["describe", "service", "web"]);
     assert!(printed.contains("NodePort:") && printed.contains(":8080"), "{printed}");
     let printed = kubectl.run(&["describe", "node", "replica-1"]);
@@ -196,8 +203,10 @@ fn scale(kubectl: &Kubectl) {
     for (replicas, ready) in [("12", "12/12"), ("2", "2/2")] {
         kubectl.run(&["scale", "deployment/web", &format!("--replicas={replicas}")]);
         kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-        let printed = kubectl.run(&["get", "deployment", "web"]);
-        assert!(printed.contains(ready), "{printed}");
+        until("as many as wanted are there", Duration::from_secs(60), || {
+            let printed = kubectl.run(&["get", "deployment", "web"]);
+            if printed.contains(&format!(" {ready} ")) { Ok(()) } else { Err(printed) }
+        });
     }
     until("pods that are not wanted go", Duration::from_secs(40), || {
         let names = kubectl.run(&["get", "pods", "-l", "app=web", "-o", "name"]);

@@ -5,15 +5,15 @@ use std::time::Duration;
 use pith_tests::{Kubectl, until};
 use serde_json::Value;
 
-const DEADLINE: Duration = Duration::from_secs(40);
+const DEADLINE: Duration = Duration::from_secs(90);
 
 pub(crate) fn all(kubectl: &Kubectl) {
     kubectl.run(&["create", "deployment", "guest", "--image=pith.local/demo:v1", "--replicas=4"]);
-    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=40s"]);
+    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=90s"]);
     drain(kubectl);
     taint(kubectl);
-    kubectl.run(&["delete", "deployment/guest", "daemonset/agent", "--timeout=40s"]);
-    kubectl.run(&["wait", "--for=delete", "pods", "-l", "app in (guest, agent)", "--timeout=40s"]);
+    kubectl.run(&["delete", "deployment/guest", "daemonset/agent", "--timeout=90s"]);
+    kubectl.run(&["wait", "--for=delete", "pods", "-l", "app in (guest, agent)", "--timeout=90s"]);
 }
 
 /// How many pods of the app are on a node and not on their way out.
@@ -31,9 +31,9 @@ fn drain(kubectl: &Kubectl) {
     assert!(nodes.contains("Ready,SchedulingDisabled"), "{nodes}");
     let refused = kubectl.try_run(&["drain", "replica-1", "--timeout=20s"]);
     assert!(refused.stderr.contains("cannot delete DaemonSet-managed Pods"), "{}", refused.stderr);
-    let drained = kubectl.run(&["drain", "replica-1", "--ignore-daemonsets", "--timeout=40s"]);
+    let drained = kubectl.run(&["drain", "replica-1", "--ignore-daemonsets", "--timeout=90s"]);
     assert!(drained.contains("pod/guest-") && drained.contains("node/replica-1 drained"), "{drained}");
-    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=40s"]);
+    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=90s"]);
     assert_eq!((on(kubectl, "replica-1", "guest"), on(kubectl, "replica-1", "agent")), (0, 1));
     kubectl.run(&["uncordon", "replica-1"]);
 }
@@ -43,7 +43,7 @@ fn taint(kubectl: &Kubectl) {
     let before = on(kubectl, "replica-2", "guest");
     kubectl.run(&["taint", "nodes", "replica-2", "out=yes:NoSchedule"]);
     kubectl.run(&["scale", "deployment/guest", "--replicas=6"]);
-    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=40s"]);
+    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=90s"]);
     assert_eq!(on(kubectl, "replica-2", "guest"), before);
     kubectl.run(&["taint", "nodes", "replica-2", "out=yes:NoExecute"]);
     until("they run elsewhere", DEADLINE, || match on(kubectl, "replica-2", "guest") {
@@ -51,7 +51,7 @@ fn taint(kubectl: &Kubectl) {
         left => Err(left.to_string()),
     });
     kubectl.run(&["taint", "nodes", "replica-2", "out-"]);
-    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=40s"]);
+    kubectl.run(&["rollout", "status", "deployment/guest", "--timeout=90s"]);
     until("the DaemonSet's pod is back", DEADLINE, || match on(kubectl, "replica-2", "agent") {
         1 => Ok(()),
         other => Err(other.to_string()),

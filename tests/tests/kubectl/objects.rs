@@ -7,7 +7,7 @@ use pith_tests::images::{self, Archive};
 use pith_tests::{Cluster, Kubectl, until};
 
 const AGENT: &str = include_str!("../manifests/agent.yaml");
-const DEADLINE: Duration = Duration::from_secs(40);
+const DEADLINE: Duration = Duration::from_secs(90);
 
 pub(crate) fn all(cluster: &Cluster, kubectl: &Kubectl) {
     namespace(kubectl);
@@ -26,7 +26,7 @@ fn namespace(kubectl: &Kubectl) {
     kubectl.run(&["-n", "shop", "create", "deployment", "web", "--image=pith.local/demo:v1", "--replicas=2"]);
     kubectl.run(&["-n", "shop", "create", "configmap", "held"]);
     finalizers(kubectl, r#"["example.com/hold"]"#);
-    kubectl.run(&["-n", "shop", "rollout", "status", "deployment/web", "--timeout=40s"]);
+    kubectl.run(&["-n", "shop", "rollout", "status", "deployment/web", "--timeout=90s"]);
     let everything = kubectl.run(&["-n", "shop", "get", "all"]);
     for kind in ["pod/web-", "deployment.apps/web", "replicaset.apps/web-"] {
         assert!(everything.contains(kind), "get all lacks {kind}:\n{everything}");
@@ -64,8 +64,8 @@ fn cascades(kubectl: &Kubectl) {
     };
     for how in ["foreground", "background", "orphan"] {
         kubectl.run(&["create", "deployment", how, "--image=pith.local/demo:v1"]);
-        kubectl.run(&["rollout", "status", &format!("deployment/{how}"), "--timeout=40s"]);
-        kubectl.run(&["delete", "deployment", how, &format!("--cascade={how}"), "--timeout=40s"]);
+        kubectl.run(&["rollout", "status", &format!("deployment/{how}"), "--timeout=90s"]);
+        kubectl.run(&["delete", "deployment", how, &format!("--cascade={how}"), "--timeout=90s"]);
         match how {
             "foreground" => assert_eq!(left(how), ""),
             "background" => {
@@ -87,7 +87,7 @@ fn cascades(kubectl: &Kubectl) {
             }
         }
     }
-    kubectl.run(&["delete", "replicasets", "-l", "app=orphan", "--timeout=40s"]);
+    kubectl.run(&["delete", "replicasets", "-l", "app=orphan", "--timeout=90s"]);
 }
 
 fn changes(kubectl: &Kubectl) {
@@ -98,9 +98,9 @@ fn changes(kubectl: &Kubectl) {
     };
     let replicas = || kubectl.run(&["get", "deployment", "box", "-o", "jsonpath={.spec.replicas}"]);
     kubectl.run(&["create", "deployment", "box", "--image=pith.local/demo:v1"]);
-    say(&["wait", "--for=condition=Available", "deployment/box", "--timeout=40s"], "condition met");
+    say(&["wait", "--for=condition=Available", "deployment/box", "--timeout=90s"], "condition met");
     say(
-        &["wait", "--for=jsonpath={.status.readyReplicas}=1", "deployment/box", "--timeout=40s"],
+        &["wait", "--for=jsonpath={.status.readyReplicas}=1", "deployment/box", "--timeout=90s"],
         "condition met",
     );
     say(&["wait", "--for=condition=Never", "deployment/box", "--timeout=1s"], "timed out waiting");
@@ -160,7 +160,7 @@ fn words(kubectl: &Kubectl) {
 }
 
 fn daemon_set(kubectl: &Kubectl) {
-    let rolled_out = || kubectl.run(&["rollout", "status", "daemonset/agent", "--timeout=40s"]);
+    let rolled_out = || kubectl.run(&["rollout", "status", "daemonset/agent", "--timeout=90s"]);
     let images = || {
         kubectl.run(&[
             "get",
@@ -190,7 +190,7 @@ fn daemon_set(kubectl: &Kubectl) {
 /// A container more, in a pod that runs.
 fn debug(kubectl: &Kubectl) {
     kubectl.run(&["run", "bare", "--image=pith.local/demo:v1"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/bare", "--timeout=40s"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/bare", "--timeout=90s"]);
     let image = "--image=pith.local/probe:latest";
     kubectl.run(&["debug", "bare", image, "-c", "look", "--", "/pith-probe", "echo", "seen"]);
     until("the debugging container has run", DEADLINE, || {
@@ -209,7 +209,7 @@ fn copy(cluster: &Cluster, kubectl: &Kubectl) {
         Err(error) => return eprintln!("SKIPPED: kubectl cp: {error:#}"),
     }
     kubectl.run(&["run", "box", "--image=pith.local/busybox:debian", "--", "sleep", "3600"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/box", "--timeout=40s"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/box", "--timeout=90s"]);
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (there, back) = (dir.path().join("there"), dir.path().join("back"));
     let content: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();

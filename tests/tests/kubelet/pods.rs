@@ -166,21 +166,20 @@ fn ends_are_told_with_their_reasons() {
 fn probes_decide_readiness_and_restarts() {
     isolated("probes", async |mut node| {
         node.start().await;
-        let probe = |what: serde_json::Value| {
-            let mut probe = what;
-            probe["periodSeconds"] = json!(1);
-            probe["failureThreshold"] = json!(1);
-            probe
+        let probe = |mut what: serde_json::Value, failures: u32| {
+            what["periodSeconds"] = json!(1);
+            what["failureThreshold"] = json!(failures);
+            what
         };
         node.create(
             "web",
             json!({"terminationGracePeriodSeconds": 1, "containers": [
             {"name": "http", "args": ["serve"],
-                "startupProbe": probe(json!({"exec": {"command": ["/pith-probe", "true"]}})),
-                "readinessProbe": probe(json!({"httpGet": {"path": "/healthz", "port": 8080}})),
-                "livenessProbe": probe(json!({"tcpSocket": {"port": 8080}}))},
+                "startupProbe": probe(json!({"httpGet": {"path": "/healthz", "port": 8080}}), 60),
+                "readinessProbe": probe(json!({"httpGet": {"path": "/healthz", "port": 8080}}), 1),
+                "livenessProbe": probe(json!({"tcpSocket": {"port": 8080}}), 30)},
             {"name": "sick", "args": ["sleep", "3600"],
-                "livenessProbe": probe(json!({"exec": {"command": ["/pith-probe", "exit", "5"]}}))}]}),
+                "livenessProbe": probe(json!({"exec": {"command": ["/pith-probe", "exit", "5"]}}), 1)}]}),
         )
         .await;
         let pod = node

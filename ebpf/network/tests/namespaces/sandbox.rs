@@ -15,7 +15,7 @@ use nix::{
 use pith_network::netns::run_in;
 
 /// How long anything that must happen may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs `body` on a thread that has its own network and /run. Says so where rights are missing.
 pub(crate) fn sandbox(test: &str, body: impl FnOnce() + Send) {

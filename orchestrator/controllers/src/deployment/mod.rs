@@ -162,14 +162,15 @@ async fn create(
     }
 }
 
-/// The name is taken. By our own set that the cache does not show yet: fine. By another template whose hash
-/// is the same: count the collision, which gives the next attempt another name.
+/// The name is taken. By our own set that the cache does not show yet, or by one without an owner, which is
+/// adopted next: fine. By another template whose hash is the same: count the collision, which gives the next
+/// attempt another name.
 async fn resolve_collision(cluster: &Cluster, deployment: &mut Deployment, set: &ReplicaSet) -> Result<()> {
     let key = Key::of(set);
     let taken = cluster.api::<ReplicaSet>(&key.namespace).get(&key.name).await;
     let taken = taken.map_err(|source| Error::write("get", set, source))?;
-    let ours =
-        owner::controller_of(&taken.metadata).map(|owner| &owner.uid) == deployment.metadata.uid.as_ref();
+    let owner = owner::controller_of(&taken.metadata).map(|owner| &owner.uid);
+    let ours = owner.is_none() || owner == deployment.metadata.uid.as_ref();
     let template = |set: &ReplicaSet| set.spec.template.clone().unwrap_or_default();
     if ours && template::same(&template(&taken), &template(set)) {
         cluster.replica_sets.wrote(taken);

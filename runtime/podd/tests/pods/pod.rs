@@ -20,7 +20,7 @@ use pith_container::supervisor::{Events, Streams, Supervisor};
 use serde_json::Value;
 
 /// Nothing here takes longer unless it hangs.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const UNIFIED: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 const LEGACY: [&str; 3] = ["memory", "cpu", "pids"];
 

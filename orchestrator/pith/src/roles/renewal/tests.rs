@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-const LIFETIME: Duration = Duration::from_secs(4);
-const DEADLINE: Duration = Duration::from_secs(30);
+const LIFETIME: Duration = Duration::from_secs(8);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Primary {
     server: Server,
