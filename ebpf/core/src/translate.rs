@@ -37,13 +37,13 @@ pub fn translate<P: Packet>(
     // What did not change makes a difference of nothing: asking first would only give the verifier more
     // ways to walk.
     let ports = checksum::diff(ports(from), ports(to));
-    if header.proto == proto::ICMP {
+    if from.proto == proto::ICMP {
         // The identifier of an echo message stands in one of the ports, the other is 0.
         let covered = Covered { pseudo_header: false, zero_is_none: false };
         packet.update_l4_checksum(header.l4 + 2, ports, covered)?;
         return packet.store(header.l4 + 4, &(to.sport_be | to.dport_be).to_ne_bytes());
     }
-    if header.proto == proto::SCTP {
+    if from.proto == proto::SCTP {
         // It covers no addresses, and lies in the first of the pieces only where there is but one.
         let length = header.length.wrapping_sub((header.l4 - L3) as u16);
         let carry = packet.crc_carry(u32::from(length / 4))?;
@@ -52,7 +52,7 @@ pub fn translate<P: Packet>(
         packet.store(header.l4 + 8, &sum.to_le_bytes())?;
         return packet.store(header.l4, &ports_bytes(to));
     }
-    let zero_is_none = header.proto == proto::UDP;
+    let zero_is_none = from.proto == proto::UDP;
     let field = header.l4 + if zero_is_none { 6 } else { 16 };
     packet.update_l4_checksum(field, addresses, Covered { pseudo_header: true, zero_is_none })?;
     packet.update_l4_checksum(field, ports, Covered { pseudo_header: false, zero_is_none })?;

@@ -1,4 +1,4 @@
-//! Classifiers at the node's end of each pod's link (tcx).
+//! Classifiers at the node's end of each pod's link (filters of its clsact).
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use pith_core::pods;
