@@ -15,8 +15,12 @@ const CLIENT: &str = include_str!("manifests/client.yaml");
 const NODE_PORT: u16 = 31080;
 
 fn start(cluster: &Cluster) -> Option<Kubectl> {
+    start_with(cluster, WEB)
+}
+
+fn start_with(cluster: &Cluster, web: &str) -> Option<Kubectl> {
     let kubectl = cluster.kubectl("1.32")?;
-    kubectl.apply(WEB);
+    kubectl.apply(web);
     kubectl.apply(CLIENT);
     kubectl.run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "pod/echo", "--timeout=60s"]);
@@ -123,11 +127,10 @@ fn refused_without_endpoints(kubectl: &Kubectl) {
 #[test]
 fn churn_fails_no_request() {
     let Some(cluster) = Cluster::start(3, &[]) else { return };
-    let Some(kubectl) = start(&cluster) else { return };
     // A pod that is told to go serves until every proxy has surely heard of it, on a slow disk as well.
     let image = "image: pith.local/demo:v1";
-    kubectl.apply(&WEB.replace(image, &format!("{image}\n          args: [--drain-ms, \"5000\"]")));
-    kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"]);
+    let web = WEB.replace(image, &format!("{image}\n          args: [--drain-ms, \"5000\"]"));
+    let Some(kubectl) = start_with(&cluster, &web) else { return };
     let client = kubectl
         .command(&[
             "exec",

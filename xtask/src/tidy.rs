@@ -27,8 +27,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pith-oci", &["pith-sys", "pith-cgroup", "pith-container"]),
     ("pith-kubelet", &["pith-api", "pith-container", "pith-cgroup", "pith-image", "pith-streaming"]),
     ("pith-core", &["pith-abi"]),
-    ("pith-proxy", &["pith-abi", "pith-core"]),
-    ("pith-network", &["pith-abi", "pith-sys"]),
+    ("pith-netlink", &[]),
+    ("pith-proxy", &["pith-abi", "pith-core", "pith-netlink"]),
+    ("pith-network", &["pith-abi", "pith-sys", "pith-netlink"]),
     ("pith-forward", &["pith-proxy"]),
 ];
 

@@ -6,7 +6,7 @@
 //! - [`dns`]: the replica's name server, [`dns::run`], and pods' resolv.conf
 //! - [`peers`]: routes to the other replicas' pods; one task, [`peers::run`]
 //!
-//! All of it talks to the kernel through `rtnl`: many requests in one message, no other program started.
+//! All of it talks to the kernel through `pith_netlink`: many requests in one message, no other program started.
 
 pub mod addressing;
 pub mod dns;
@@ -16,10 +16,8 @@ pub mod netns;
 pub mod peers;
 pub mod pods;
 mod pool;
-mod rtnl;
 mod sysctl;
 pub mod topology;
 
 pub use pool::{Exhausted, PoolFileError};
-pub use rtnl::RtnlError;
 pub use sysctl::SysctlError;

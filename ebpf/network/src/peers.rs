@@ -15,12 +15,10 @@ use kube::{
 };
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use nix::errno::Errno;
+use pith_netlink::{Request, Rtnl, RtnlError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    message::Route,
-    rtnl::{Request, Rtnl, RtnlError},
-};
+use crate::message::Route;
 
 /// Marks the routes to peers: free in iproute2's rt_protos; `q` in ASCII, beside
 /// [`ROUTES_TO_PODS`](crate::pods::ROUTES_TO_PODS).

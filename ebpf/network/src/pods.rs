@@ -30,6 +30,7 @@ use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
 };
+use pith_netlink::{Request, Rtnl, RtnlError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -37,7 +38,6 @@ use crate::{
     names::PodUid,
     netns,
     pool::{Exhausted, Pool, PoolFileError},
-    rtnl::{Request, Rtnl, RtnlError},
     sysctl::{self, SysctlError},
 };
 

@@ -24,13 +24,13 @@ use netlink_packet_route::{
     route::{RouteProtocol, RouteType},
 };
 use nix::errno::Errno;
+use pith_netlink::{Request, Rtnl, RtnlError};
 
 use crate::{
     addressing::{self, Addressing, AddressingError, InUse, Wanted},
     message::{self, LOOPBACK, Link, Mac, Route, VethEnd},
     names::{ClusterName, ReplicaNumber, hash},
     netns::{self, Netns, NetnsError},
-    rtnl::{Request, Rtnl, RtnlError},
     sysctl::{self, SysctlError},
 };
 

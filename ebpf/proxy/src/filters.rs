@@ -11,18 +11,15 @@
 //! Invariant: what others attached stays. The filter's name says whether the queueing discipline was there
 //! before it; then that stays too.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
+use netlink_packet_core::{NetlinkBuffer, NlasIterator, Parseable};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
-
-use crate::netlink::Requests;
+use nix::errno::Errno;
+use pith_netlink::{Request, Rtnl, RtnlError};
 
 /// Where in the order of an interface's filters ours stand. Who asks for no place is given one behind.
 const PRIORITY: u16 = 112;
@@ -41,13 +38,8 @@ const TCA_OPTIONS: u16 = 2;
 /// Why a program could not be attached to an interface or taken away from it.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
-    #[error("{action} interface {index}")]
-    Kernel {
-        action: &'static str,
-        index: u32,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Kernel(#[from] RtnlError),
     #[error(
         "the place of {program} at interface {index} (priority {PRIORITY}, handle {HANDLE:#x}) is taken by {by}"
     )]
@@ -55,13 +47,9 @@ pub enum FilterError {
 }
 
 impl FilterError {
-    fn kernel(action: &'static str, index: u32) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Kernel { action, index, source }
-    }
-
     /// Whether the interface went before it was reached.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::ENODEV))
+        matches!(self, Self::Kernel(error) if error.errno() == Some(Errno::ENODEV))
     }
 }
 
@@ -112,7 +100,7 @@ impl Filter {
 
 /// The filters at both sides of an interface of this network namespace, in the order in which they run.
 pub fn filters(index: u32) -> Result<Vec<Filter>, FilterError> {
-    Filters::open().map_err(FilterError::kernel("ask about", index))?.at(index)
+    Filters::open()?.at(index)
 }
 
 /// A program and where it belongs.
@@ -125,39 +113,41 @@ pub(crate) struct Classifier {
 
 /// The filters of one network namespace.
 #[derive(Debug)]
-pub(crate) struct Filters(Requests);
+pub(crate) struct Filters(Rtnl);
 
 impl Filters {
     /// Of the calling thread's network namespace.
-    pub(crate) fn open() -> io::Result<Self> {
-        Requests::open().map(Self)
+    pub(crate) fn open() -> Result<Self, FilterError> {
+        Ok(Self(Rtnl::open()?))
     }
 
     /// Attaches programs to an interface, in place of those that a former process of ours attached.
     pub(crate) fn attach(&mut self, index: u32, classifiers: &[Classifier]) -> Result<(), FilterError> {
-        let new = match self
-            .0
-            .ask(clsact(index, RouteNetlinkMessage::NewQueueDiscipline), NLM_F_CREATE | NLM_F_EXCL)
-        {
-            Ok(()) => true,
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => false,
-            Err(error) => return Err(FilterError::kernel("add clsact to", index)(error)),
+        let what = format!("add clsact to interface {index}");
+        let discipline = RouteNetlinkMessage::NewQueueDiscipline(clsact(index));
+        let new = match self.0.batch(vec![Request::create(what, discipline)]) {
+            Ok(_) => true,
+            Err(error) if error.errno() == Some(Errno::EEXIST) => false,
+            Err(error) => return Err(error.into()),
         };
         let there = if new { Vec::new() } else { self.at(index)? };
         for classifier in classifiers {
-            let (name, flags) = match there.iter().find(|filter| filter.in_our_place(classifier.side)) {
-                Some(ours) if ours.our_program() == Some(classifier.name) => (ours.name.clone(), 0),
+            let what = format!("attach {} to interface {index}", classifier.name);
+            let request = match there.iter().find(|filter| filter.in_our_place(classifier.side)) {
+                Some(ours) if ours.our_program() == Some(classifier.name) => {
+                    Request::set(what, filter(index, classifier, ours.name.clone().unwrap_or_default()))
+                }
                 Some(other) => {
                     let by = other.name.as_ref().unwrap_or(&other.kind).clone();
                     return Err(FilterError::Taken { program: classifier.name, index, by });
                 }
-                None => (None, NLM_F_CREATE | NLM_F_EXCL),
+                None => {
+                    let guest = if new { "" } else { GUEST };
+                    let name = format!("{NAME}{}{guest}", classifier.name);
+                    Request::create(what, filter(index, classifier, name))
+                }
             };
-            let guest = if new { "" } else { GUEST };
-            let name = name.unwrap_or_else(|| format!("{NAME}{}{guest}", classifier.name));
-            self.0
-                .ask(filter(index, classifier, name), flags)
-                .map_err(FilterError::kernel("attach a program to", index))?;
+            self.0.batch(vec![request])?;
         }
         Ok(())
     }
@@ -170,18 +160,19 @@ impl Filters {
             filter.our_program().is_some() && filter.program.is_some_and(|id| programs.contains(&id))
         };
         let (ours, others): (Vec<_>, Vec<_>) = there.iter().partition(is_ours);
-        for filter in &ours {
-            let message = message(index, filter.side, TcFilterBpf::KIND);
-            self.0
-                .ask(RouteNetlinkMessage::DelTrafficFilter(message), 0)
-                .map_err(FilterError::kernel("take a program away from", index))?;
-        }
+        let mut requests: Vec<Request> = ours
+            .iter()
+            .map(|filter| {
+                let message = RouteNetlinkMessage::DelTrafficFilter(message(index, filter.side));
+                Request::set(format!("take a program away from interface {index}"), message)
+            })
+            .collect();
         let came_with_us = |filter: &&Filter| filter.name.as_ref().is_some_and(|name| !name.ends_with(GUEST));
         if others.is_empty() && ours.iter().any(came_with_us) {
-            self.0
-                .ask(clsact(index, RouteNetlinkMessage::DelQueueDiscipline), 0)
-                .map_err(FilterError::kernel("take clsact away from", index))?;
+            let what = format!("take clsact away from interface {index}");
+            requests.push(Request::set(what, RouteNetlinkMessage::DelQueueDiscipline(clsact(index))));
         }
+        self.0.batch(requests)?;
         Ok(())
     }
 
@@ -191,38 +182,36 @@ impl Filters {
         for side in Side::BOTH {
             let mut message = TcMessage::with_index(index.cast_signed());
             message.header.parent = side.parent();
-            let bodies = self
-                .0
-                .list(RouteNetlinkMessage::GetTrafficFilter(message))
-                .map_err(FilterError::kernel("list the filters of", index))?;
-            found.extend(bodies.iter().filter_map(|body| parse(side, body)));
+            let what = format!("list the filters of interface {index}");
+            let listed = self.0.dump_unread(&what, RouteNetlinkMessage::GetTrafficFilter(message))?;
+            found.extend(listed.iter().filter_map(|message| parse(side, message)));
         }
         Ok(found)
     }
 }
 
-fn clsact(index: u32, request: impl FnOnce(TcMessage) -> RouteNetlinkMessage) -> RouteNetlinkMessage {
+fn clsact(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
     message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
     message.header.parent = TcHandle::CLSACT;
     message.attributes = vec![TcAttribute::Kind("clsact".into())];
-    request(message)
+    message
 }
 
 /// What every request about our filter at one side says.
-fn message(index: u32, side: Side, kind: &str) -> TcMessage {
+fn message(index: u32, side: Side) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
     message.header.handle = HANDLE.into();
     message.header.parent = side.parent();
     // For packets of all protocols.
     let protocol = (libc::ETH_P_ALL as u16).to_be();
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(protocol);
-    message.attributes = vec![TcAttribute::Kind(kind.into())];
+    message.attributes = vec![TcAttribute::Kind(TcFilterBpf::KIND.into())];
     message
 }
 
 fn filter(index: u32, classifier: &Classifier, name: String) -> RouteNetlinkMessage {
-    let mut message = message(index, classifier.side, TcFilterBpf::KIND);
+    let mut message = message(index, classifier.side);
     let program = classifier.program.as_fd().as_raw_fd().cast_unsigned();
     let options = [
         TcFilterBpfOption::ProgFd(program),
@@ -235,7 +224,9 @@ fn filter(index: u32, classifier: &Classifier, name: String) -> RouteNetlinkMess
 }
 
 /// A filter of a list. Only what is looked at here is parsed, since others' may be of any kind.
-fn parse(side: Side, body: &[u8]) -> Option<Filter> {
+fn parse(side: Side, message: &[u8]) -> Option<Filter> {
+    let message = NetlinkBuffer::new_checked(message).ok()?;
+    let body = message.payload();
     let header = TcHeader::parse(body).ok()?;
     let handle = u32::from(header.handle);
     // The kernel lists each priority itself as well.

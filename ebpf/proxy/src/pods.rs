@@ -21,8 +21,8 @@ use crate::{
     bpffs::Pins,
     datapath::{DatapathError, FROM_POD, TO_POD},
     filters::{Classifier, FilterError, Filters, Side},
+    links::{LinkChange, LinkChanges},
     loaded::Programs,
-    netlink::{LinkChange, LinkChanges},
 };
 
 /// The pods' links of one network namespace.
@@ -42,7 +42,7 @@ impl PodLinks {
             prefix: prefix.to_owned(),
             programs,
             classifiers: None,
-            filters: Filters::open().map_err(interfaces(prefix))?,
+            filters: Filters::open()?,
             attached: BTreeSet::new(),
         })
     }
@@ -138,7 +138,7 @@ pub(crate) fn remove(folder: &Path) -> Result<(), DatapathError> {
     if ours.is_empty() {
         return Ok(());
     }
-    let mut filters = Filters::open().map_err(interfaces(""))?;
+    let mut filters = Filters::open()?;
     for link in &if_nameindex().map_err(|error| interfaces("")(error.into()))? {
         match filters.remove(link.index(), &ours) {
             Err(error) if !error.is_gone() => return Err(error.into()),

@@ -5,11 +5,11 @@
 //! of one send in order and goes on after a failed one (`netlink_rcv_skb` in net/netlink/af_netlink.c);
 //! [`Rtnl::batch`] therefore reports the first failure, and every later one may be its consequence.
 
-use std::io;
+use std::{fmt, io};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -49,6 +49,10 @@ impl RtnlError {
             Self::Socket { .. } | Self::Malformed(_) => None,
         }
     }
+
+    fn malformed(error: impl fmt::Display) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 fn explanation(kernel_says: &str) -> String {
@@ -57,7 +61,7 @@ fn explanation(kernel_says: &str) -> String {
 
 /// One request of a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
+pub struct Request {
     message: RouteNetlinkMessage,
     flags: u16,
     what: String,
@@ -66,26 +70,26 @@ pub(crate) struct Request {
 
 impl Request {
     /// A query or a change of something that exists.
-    pub(crate) fn set(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub fn set(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { message, flags: NLM_F_REQUEST | NLM_F_ACK, what: what.into(), tolerated: &[] }
     }
 
     /// Creates; an object that exists is an error (`EEXIST`).
-    pub(crate) fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         let mut request = Self::set(what, message);
         request.flags |= NLM_F_CREATE | NLM_F_EXCL;
         request
     }
 
     /// Creates, or makes what exists equal to this.
-    pub(crate) fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         let mut request = Self::set(what, message);
         request.flags |= NLM_F_CREATE | NLM_F_REPLACE;
         request
     }
 
     /// These answers count as success.
-    pub(crate) fn tolerating(mut self, errors: &'static [Errno]) -> Self {
+    pub fn tolerating(mut self, errors: &'static [Errno]) -> Self {
         self.tolerated = errors;
         self
     }
@@ -93,14 +97,14 @@ impl Request {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Rtnl {
+pub struct Rtnl {
     socket: Socket,
     sequence: u32,
 }
 
 impl Rtnl {
     /// Opens a socket in the calling thread's network namespace.
-    pub(crate) fn open() -> Result<Self, RtnlError> {
+    pub fn open() -> Result<Self, RtnlError> {
         let failed = |what| move |source| RtnlError::Socket { what, source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("open"))?;
         socket.bind_auto().map_err(failed("bind"))?;
@@ -117,7 +121,7 @@ impl Rtnl {
     ///
     /// # Errors
     /// The first request that was refused with something it does not tolerate.
-    pub(crate) fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<RouteNetlinkMessage>, RtnlError> {
+    pub fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<RouteNetlinkMessage>, RtnlError> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
@@ -163,39 +167,44 @@ impl Rtnl {
     }
 
     /// Lists all objects that match `message`. What this version cannot parse is left out: it is not ours.
-    pub(crate) fn dump(
+    pub fn dump(
         &mut self,
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, RtnlError> {
+        let found = self.dump_unread(what, message)?;
+        let read = found.iter().filter_map(|message| match read(message).map(|message| message.payload) {
+            Ok(NetlinkPayload::InnerMessage(inner)) => Some(inner),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(%error, what, "an entry of a netlink dump is left out");
+                None
+            }
+        });
+        Ok(read.collect())
+    }
+
+    /// The same, each message as the kernel sent it, for who must not miss what cannot be parsed.
+    pub fn dump_unread(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<Vec<u8>>, RtnlError> {
         let mut bytes = Vec::with_capacity(256);
         self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_DUMP);
         self.send(&bytes)?;
-        let mut answers = Vec::new();
+        let mut found = Vec::new();
         loop {
             let buffer = self.receive()?;
-            for message in messages(&buffer) {
-                let message = match message {
-                    Ok(message) => message,
-                    Err(error) => {
-                        tracing::debug!(%error, what, "an entry of a netlink dump is left out");
-                        continue;
-                    }
-                };
-                if message.header.sequence_number != self.sequence {
+            for message in split(&buffer) {
+                let head = NetlinkBuffer::new_checked(message).map_err(RtnlError::malformed)?;
+                if head.sequence_number() != self.sequence {
                     continue;
                 }
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(answer) => {
-                        return Err(RtnlError::Refused {
-                            what: what.to_owned(),
-                            errno: Errno::from_raw(answer.raw_code().abs()),
-                            kernel_says: kernel_says(&answer.header),
-                        });
-                    }
-                    _ => {}
+                match head.message_type() {
+                    NLMSG_DONE => return Ok(found),
+                    NLMSG_ERROR => return Err(refusal(what, message)),
+                    _ => found.push(message.to_vec()),
                 }
             }
         }
@@ -241,14 +250,35 @@ const fn aligned(length: usize) -> usize {
 
 type Parsed = Result<NetlinkMessage<RouteNetlinkMessage>, RtnlError>;
 
+fn read(message: &[u8]) -> Parsed {
+    NetlinkMessage::deserialize(message).map_err(RtnlError::malformed)
+}
+
+/// What an answer says that refuses.
+fn refusal(what: &str, message: &[u8]) -> RtnlError {
+    match read(message).map(|message| message.payload) {
+        Ok(NetlinkPayload::Error(answer)) => RtnlError::Refused {
+            what: what.to_owned(),
+            errno: Errno::from_raw(answer.raw_code().abs()),
+            kernel_says: kernel_says(&answer.header),
+        },
+        Ok(_) => RtnlError::Malformed("an error without a number".to_owned()),
+        Err(error) => error,
+    }
+}
+
 /// The messages of one datagram.
-fn messages(buffer: &[u8]) -> impl Iterator<Item = Parsed> + '_ {
-    let mut rest = buffer;
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Parsed> + '_ {
+    split(datagram).map(read)
+}
+
+fn split(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
         let message = rest.get(..length).filter(|message| message.len() >= 16)?;
         rest = rest.get(aligned(length)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(message).map_err(|error| RtnlError::Malformed(error.to_string())))
+        Some(message)
     })
 }
 
