@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use pith_image::{Auth, Event, Image, Policy, Progress, Reference, Removed, Step, Store};
+use pith_image::{Event, Image, Keychain, Policy, Progress, Reference, Removed, Step, Store};
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterArgs, DEFAULT_DIR, ImageArgs, ImageCommand, Output};
@@ -107,7 +107,8 @@ pub(crate) fn import(store: &Store, file: &Path) -> Result<Vec<Image>> {
 pub(crate) fn pull(store: &Store, reference: &Reference) -> Result<Image> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-    Ok(runtime.block_on(store.pull(reference, &Auth::Anonymous, Arc::new(Reporter::new())))?)
+    let keychain = Keychain::of_user()?;
+    Ok(runtime.block_on(store.pull(reference, &keychain, Arc::new(Reporter::new())))?)
 }
 
 impl Outcome {

@@ -23,6 +23,11 @@ pub enum Error {
     Unauthorised { registry: String, repository: String, reason: String },
     #[error("{registry}: {action} failed: {reason}")]
     Registry { registry: String, action: String, reason: String },
+    /// A docker configuration, a pull secret or a credential helper.
+    #[error("credentials in {origin}: {reason}")]
+    BadCredentials { origin: String, reason: String },
+    #[error("{}: {reason}", path.display())]
+    BadConfiguration { path: PathBuf, reason: String },
     #[error("no space left for {path}")]
     DiskFull { path: PathBuf },
     /// An archive that tries to reach out of where it is unpacked.
@@ -75,6 +80,8 @@ impl Error {
             | Error::DigestMismatch { .. }
             | Error::WrongPlatform { .. }
             | Error::Unauthorised { .. }
+            | Error::BadCredentials { .. }
+            | Error::BadConfiguration { .. }
             | Error::Hostile { .. }
             | Error::TooLarge { .. }
             | Error::Unsupported { .. } => false,

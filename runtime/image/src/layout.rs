@@ -159,6 +159,7 @@ impl Layout<'_> {
                 continue;
             }
             let manifest: ImageManifest = parse(&format!("manifest {digest}"), &bytes)?;
+            check_manifest(&label, &manifest)?;
             let config = self.blob(manifest.config())?;
             let documents = Documents::new(&label, self.platform, (digest, bytes), config)?;
             documents.check_layer_count(manifest.layers().len())?;
@@ -266,6 +267,43 @@ struct DockerEntry {
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Vec<String>,
+}
+
+/// Charts, signatures and other artifacts have manifests too.
+pub(crate) fn check_manifest(image: &str, manifest: &ImageManifest) -> Result<()> {
+    const CONFIGURATIONS: [&str; 3] = [
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        // What some old pushers wrote.
+        "application/octet-stream",
+    ];
+    let unsupported = |what: String, reason: String| Err(Error::Unsupported { what, reason });
+    let kind = manifest.config().media_type().to_string();
+    if !CONFIGURATIONS.contains(&kind.as_str()) {
+        let reason = format!("it is an artifact of type {kind}, and no container image");
+        return unsupported(image.to_owned(), reason);
+    }
+    for layer in manifest.layers() {
+        let kind = layer.media_type().to_string();
+        if kind.ends_with("+encrypted") {
+            return unsupported(format!("layer {}", layer.digest()), "it is encrypted".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Layers that their registry may not distribute (Windows' base layers) are elsewhere, if anywhere.
+pub(crate) fn explain_missing(layer: &Descriptor, error: Error) -> Error {
+    let kind = layer.media_type().to_string();
+    if !matches!(error, Error::Registry { .. })
+        || !(kind.contains("nondistributable") || kind.contains("foreign"))
+    {
+        return error;
+    }
+    Error::Unsupported {
+        what: format!("layer {}", layer.digest()),
+        reason: "it is a foreign one, which its registry does not distribute".to_owned(),
+    }
 }
 
 pub(crate) fn digest_of(descriptor: &Descriptor) -> Result<Digest> {

@@ -4,24 +4,32 @@
 //! |---|---|
 //! | `store` | the directory: its layout, locks, index, what resolves to what |
 //! | `import` | archives into the store |
-//! | `registry` | pulling from a registry |
+//! | `pull`, `partial` | an image from its registry into the store; a blob that is on its way |
+//! | `registry`, `endpoint` | what a registry's hosts are asked, and one of them over HTTP |
+//! | `hosts`, `keychain`, `auth` | mirrors, and who one is to each of them |
 //! | `layer`, `unpack`, `beneath` | one layer's stream → one directory, and nothing outside of it |
 //! | `tar`, `decompress`, `source` | reading archives from strangers |
-//! | `layout`, `platform`, `reference`, `digest`, `auth` | the formats and names of the image world |
+//! | `layout`, `platform`, `reference`, `digest` | the formats and names of the image world |
 //! | `gc` | removing |
 
 mod auth;
 mod beneath;
+mod blocking;
 mod decompress;
 mod digest;
+mod endpoint;
 mod error;
 mod gc;
+mod hosts;
 mod import;
 mod index;
+mod keychain;
 mod layer;
 mod layout;
+mod partial;
 mod platform;
 mod progress;
+mod pull;
 mod reference;
 mod registry;
 mod source;
@@ -31,10 +39,12 @@ mod unpack;
 
 pub use auth::Auth;
 pub use digest::{BadDigest, Digest};
+pub use endpoint::Timeouts;
 pub use error::{Error, Result};
 pub use gc::{Policy, Removed, Usage};
+pub use keychain::{DockerConfig, Keychain};
 pub use platform::Platform;
 pub use progress::{Event, Progress, Quiet, Step};
 pub use reference::Reference;
-pub use store::{Image, Options, Store};
+pub use store::{HOSTS_DIR, Image, Options, Store};
 pub use unpack::Limits;

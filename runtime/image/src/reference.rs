@@ -49,10 +49,6 @@ impl Reference {
         Reference(self.0.clone_with_digest(digest.to_string()))
     }
 
-    pub(crate) fn oci(&self) -> &OciReference {
-        &self.0
-    }
-
     /// Registries on this machine speak plain HTTP, as Docker assumes too.
     pub(crate) fn is_local_registry(&self) -> bool {
         let registry = self.registry();

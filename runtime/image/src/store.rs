@@ -30,6 +30,7 @@ use oci_spec::image::ImageConfiguration;
 
 use crate::beneath;
 use crate::digest::Digest;
+use crate::endpoint::Timeouts;
 use crate::error::{At, Error, Result};
 use crate::index::{self, Index, Record};
 use crate::layout;
@@ -39,6 +40,8 @@ use crate::unpack::Limits;
 
 /// Configurations are parsed once; a node has a few hundred images at most.
 const CONFIG_CACHE_MAX: usize = 512;
+/// In the form of containerd's /etc/containerd/certs.d.
+pub const HOSTS_DIR: &str = "/etc/pith/certs.d";
 
 #[derive(Clone)]
 pub struct Store {
@@ -49,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) dir: PathBuf,
     pub(crate) limits: Limits,
     pub(crate) platform: Platform,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) hosts_dir: Option<PathBuf>,
     counter: AtomicU64,
     /// The index as last read, with what `stat` said then.
     index: Mutex<Option<(Stamp, Arc<Index>)>>,
@@ -63,11 +68,19 @@ type Stamp = (u64, u64, u64, i64, i64);
 pub struct Options {
     pub limits: Limits,
     pub platform: Platform,
+    pub timeouts: Timeouts,
+    /// Where mirrors are configured: a folder a registry, with a `hosts.toml` in it.
+    pub hosts_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { limits: Limits::default(), platform: Platform::host() }
+        Options {
+            limits: Limits::default(),
+            platform: Platform::host(),
+            timeouts: Timeouts::default(),
+            hosts_dir: Some(PathBuf::from(HOSTS_DIR)),
+        }
     }
 }
 
@@ -133,6 +146,8 @@ impl Store {
                 dir,
                 limits: options.limits,
                 platform: options.platform,
+                timeouts: options.timeouts,
+                hosts_dir: options.hosts_dir,
                 counter: AtomicU64::new(0),
                 index: Mutex::new(None),
                 configs: Mutex::new(HashMap::new()),

@@ -1,7 +1,10 @@
 //! From a container's image field to an image on disk: pull policy, credentials, and errors as Kubernetes
 //! names them.
 
-use pith_image::{Auth, Error, Image, Reference, Store};
+use std::path::Path;
+use std::sync::Arc;
+
+use pith_image::{DockerConfig, Error, Image, Keychain, Reference, Store};
 
 use crate::{desired::Unit, network::chain, objects::Data, observed::TroubleKind};
 
@@ -45,6 +48,8 @@ pub(crate) struct ImageTrouble {
 
 /// The registry of images that only ever come by import: there is nothing to ask.
 const NO_REGISTRY: &str = "pith.local";
+/// Credentials for all pods of the node, where the kubelet's state is, in the form of docker's config.json.
+const NODE_CREDENTIALS: &str = "config.json";
 
 /// Looks the image up. Blocks for a `stat`.
 pub(crate) fn find(store: &Store, unit: &Unit) -> Result<Found, ImageTrouble> {
@@ -67,16 +72,17 @@ pub(crate) fn find(store: &Store, unit: &Unit) -> Result<Found, ImageTrouble> {
     }
 }
 
-/// Pulls with the credentials of the first secret that knows the registry. What is here already serves when
-/// the registry cannot be reached: an imported image has none that could answer.
+/// Pulls with the credentials of the pod's secrets, then the node's: each that is about the registry is tried. What is
+/// here already serves when the registry cannot be reached: an imported image has none that could answer.
 pub(crate) async fn pull(
     store: &Store,
     reference: &Reference,
     local: Option<Image>,
-    secrets: &[std::sync::Arc<Data>],
+    secrets: &[Arc<Data>],
+    state_dir: &Path,
 ) -> Result<Image, ImageTrouble> {
-    let auth = secrets.iter().find_map(|data| credentials(data, reference)).unwrap_or_default();
-    let pulled = store.pull(reference, &auth, std::sync::Arc::new(pith_image::Quiet)).await;
+    let keychain = keychain(secrets, state_dir);
+    let pulled = store.pull(reference, &keychain, Arc::new(pith_image::Quiet)).await;
     match (pulled, local) {
         (Ok(image), _) => Ok(image),
         (Err(Error::Registry { .. }), Some(image)) => Ok(image),
@@ -84,9 +90,23 @@ pub(crate) async fn pull(
     }
 }
 
-fn credentials(secret: &Data, reference: &Reference) -> Option<Auth> {
-    let bytes = secret.get(".dockerconfigjson").or_else(|| secret.get(".dockercfg"))?;
-    Auth::from_docker_config(bytes, reference).ok().flatten()
+/// Configurations that cannot be read help nobody, but keep no image from being pulled that needs no credentials.
+fn keychain(secrets: &[Arc<Data>], state_dir: &Path) -> Keychain {
+    let mut keychain = Keychain::anonymous();
+    for data in secrets {
+        let bytes = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg"));
+        match bytes.map(|bytes| DockerConfig::parse("a pull secret", bytes)) {
+            Some(Ok(config)) => keychain.add(config),
+            Some(Err(error)) => tracing::warn!(%error, "a pull secret is of no use"),
+            None => {}
+        }
+    }
+    for file in [Some(state_dir.join(NODE_CREDENTIALS)), Keychain::file_of_user()].into_iter().flatten() {
+        if let Err(error) = keychain.add_file(&file) {
+            tracing::warn!(error = chain(&error), "the node's credentials are of no use");
+        }
+    }
+    keychain
 }
 
 fn failed(image: &str, error: &Error) -> ImageTrouble {

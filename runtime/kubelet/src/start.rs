@@ -167,7 +167,7 @@ async fn ensure_image(cell: &Arc<PodCell>, desired: &Desired, unit: &Unit) -> Re
         .flatten()
         .filter_map(|s| cell.object(ObjectKind::Secret, &s.name))
         .collect();
-    match images::pull(&cell.node.images, &reference, local, &secrets).await {
+    match images::pull(&cell.node.images, &reference, local, &secrets, &cell.node.config.state_dir).await {
         Ok(image) => {
             let took = Timestamp::now().duration_since(began).as_millis();
             let message = format!(

@@ -4,5 +4,7 @@ mod collect;
 mod damage;
 mod hostile;
 mod import;
+mod mirrors;
 mod registry;
+mod server;
 mod support;

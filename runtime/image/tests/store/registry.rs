@@ -1,216 +1,18 @@
-//! Pulling, from a small registry of the test's own that can be told to misbehave, and from Debian's
-//! docker-registry where that is installed.
+//! Pulling from a small registry of the test's own that can be told to misbehave.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use pith_image::{Auth, Digest, Error, Event, Image, Progress, Quiet, Reference, Result, Step, Store};
-use serde_json::json;
+use pith_image::{
+    Auth, Digest, DockerConfig, Error, Event, Image, Keychain, Limits, Options, Progress, Quiet, Reference,
+    Step, Store, Timeouts,
+};
+use serde_json::{Value, json};
 
-use crate::support::{Compression, Item, Parts, is_root, store, tar_of, write_file};
-
-/// How the registry answers besides correctly.
-#[derive(Default)]
-struct Behaviour {
-    /// Of the first so many requests for a blob, send half and close the connection.
-    cut_blobs: usize,
-    /// Answer the first so many requests for a blob with 500.
-    fail_blobs: usize,
-    /// Ignore Range, as some registries do.
-    no_ranges: bool,
-    /// Ask for a bearer token, given to me:secret.
-    bearer: bool,
-    /// Ask for basic authentication as me:secret.
-    basic: bool,
-}
-
-#[derive(Default)]
-struct Content {
-    /// Tag or digest → body.
-    manifests: HashMap<String, Vec<u8>>,
-    blobs: HashMap<String, Vec<u8>>,
-    behaviour: Behaviour,
-    /// Requests so far: path and Range.
-    seen: Vec<(String, Option<String>)>,
-}
-
-/// Answers on a loopback port until the test ends.
-struct Registry {
-    port: u16,
-    content: Arc<Mutex<Content>>,
-}
-
-impl Registry {
-    fn start(parts: &[Parts], behaviour: Behaviour) -> Registry {
-        let mut content = Content { behaviour, ..Content::default() };
-        for parts in parts {
-            for blob in parts.blobs().into_iter().chain([parts.config()]) {
-                content.blobs.insert(Digest::of(&blob).to_string(), blob);
-            }
-            let manifest = parts.manifest();
-            content.manifests.insert(Digest::of(&manifest).to_string(), manifest.clone());
-            content.manifests.insert(parts.architecture.to_owned(), manifest);
-        }
-        let manifests: Vec<_> = parts
-            .iter()
-            .map(|parts| {
-                let manifest = parts.manifest();
-                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": manifest.len(),
-                    "digest": Digest::of(&manifest),
-                    "platform": {"os": "linux", "architecture": parts.architecture}})
-            })
-            .collect();
-        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": manifests});
-        let index = index.to_string().into_bytes();
-        content.manifests.insert(Digest::of(&index).to_string(), index.clone());
-        content.manifests.insert("latest".to_owned(), index);
-
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let content = Arc::new(Mutex::new(content));
-        let registry = Registry { port, content: Arc::clone(&content) };
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let content = Arc::clone(&content);
-                std::thread::spawn(move || answer(stream.expect("a connection"), port, &content));
-            }
-        });
-        registry
-    }
-
-    fn reference(&self, rest: &str) -> Reference {
-        Reference::parse(&format!("127.0.0.1:{}/team/app{rest}", self.port)).expect("a reference")
-    }
-
-    fn edit(&self, edit: impl FnOnce(&mut Content)) {
-        edit(&mut self.content.lock().expect("no panic"));
-    }
-
-    fn blob_requests(&self) -> Vec<(String, Option<String>)> {
-        let content = self.content.lock().expect("no panic");
-        content.seen.iter().filter(|(path, _)| path.contains("/blobs/")).cloned().collect()
-    }
-}
-
-fn answer(mut stream: TcpStream, port: u16, content: &Mutex<Content>) {
-    let mut lines = BufReader::new(stream.try_clone().expect("duplicate")).lines();
-    let Some(Ok(request)) = lines.next() else { return };
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-    let headers: HashMap<String, String> = lines
-        .map_while(|line| line.ok().filter(|line| !line.is_empty()))
-        .filter_map(|line| line.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned())))
-        .collect();
-    let mut content = content.lock().expect("no panic");
-    content.seen.push((path.clone(), headers.get("range").cloned()));
-    let (head, body, send) = reply(&path, &headers, port, &mut content);
-    drop(content);
-    let length = body.len();
-    // The client may have gone away; that is its right.
-    let _ = write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
-    let _ = stream.write_all(&body[..send.min(length)]);
-}
-
-/// Status line with headers, body, and how much of it is sent.
-fn reply(
-    path: &str,
-    headers: &HashMap<String, String>,
-    port: u16,
-    content: &mut Content,
-) -> (String, Vec<u8>, usize) {
-    // me:secret
-    let basic = headers.get("authorization").is_some_and(|a| a == "Basic bWU6c2VjcmV0");
-    let bearer = headers.get("authorization").is_some_and(|a| a == "Bearer good-token");
-    let behaviour = &mut content.behaviour;
-    let refuse = |how: &str| {
-        let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"log in first"}]}"#.to_vec();
-        (format!("401 Unauthorized\r\nWWW-Authenticate: {how}"), body, usize::MAX)
-    };
-    if path.starts_with("/token") {
-        return match basic {
-            true => ("200 OK".to_owned(), br#"{"token":"good-token"}"#.to_vec(), usize::MAX),
-            false => ("401 Unauthorized".to_owned(), b"wrong password".to_vec(), usize::MAX),
-        };
-    }
-    if behaviour.bearer && !bearer {
-        return refuse(&format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"test\""));
-    }
-    if behaviour.basic && !basic {
-        return refuse("Basic realm=\"test\"");
-    }
-    let missing = |code: &str| {
-        let body = json!({"errors": [{"code": code, "message": "no"}]}).to_string().into_bytes();
-        ("404 Not Found".to_owned(), body, usize::MAX)
-    };
-    if path == "/v2/" {
-        return ("200 OK".to_owned(), b"{}".to_vec(), usize::MAX);
-    }
-    if let Some(name) = path.strip_prefix("/v2/team/app/manifests/") {
-        return match content.manifests.get(name) {
-            Some(body) => ("200 OK".to_owned(), body.clone(), usize::MAX),
-            None => missing("MANIFEST_UNKNOWN"),
-        };
-    }
-    let Some(digest) = path.strip_prefix("/v2/team/app/blobs/") else { return missing("NAME_UNKNOWN") };
-    let Some(blob) = content.blobs.get(digest).cloned() else { return missing("BLOB_UNKNOWN") };
-    // Configurations are small: the layers are what breaks.
-    let is_layer = !blob.starts_with(b"{");
-    if is_layer && behaviour.fail_blobs > 0 {
-        behaviour.fail_blobs -= 1;
-        return ("500 Internal Server Error".to_owned(), b"<html>sorry</html>".to_vec(), usize::MAX);
-    }
-    let from = headers
-        .get("range")
-        .filter(|_| !behaviour.no_ranges)
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let (head, body) = match from {
-        Some(from) => {
-            let range = format!("Content-Range: bytes {from}-{}/{}", blob.len() - 1, blob.len());
-            (format!("206 Partial Content\r\n{range}"), blob[from..].to_vec())
-        }
-        None => ("200 OK".to_owned(), blob),
-    };
-    let mut send = usize::MAX;
-    if is_layer && behaviour.cut_blobs > 0 {
-        behaviour.cut_blobs -= 1;
-        send = body.len() / 2;
-    }
-    (head, body, send)
-}
-
-fn noise(seed: u8) -> &'static [u8] {
-    // Does not compress, so that halves of blobs are worth something.
-    let mut state = u32::from(seed) + 1;
-    let bytes = (0..300_000).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_be_bytes()[0]
-    });
-    bytes.collect::<Vec<u8>>().leak()
-}
-
-fn app(architecture: &'static str) -> Parts {
-    let layers = vec![tar_of(&[Item::File("lower", noise(1))]), tar_of(&[Item::File("upper", noise(2))])];
-    Parts { architecture, ..Parts::new("unused", layers) }
-}
-
-fn pull(store: &Store, reference: &Reference, auth: &Auth) -> Result<Image> {
-    run(store.pull(reference, auth, Arc::new(Quiet)))
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
-}
-
-fn check(image: &Image) {
-    let dirs = image.lowerdirs();
-    assert_eq!(std::fs::read(dirs[0].join("upper")).expect("there"), noise(2));
-    assert_eq!(std::fs::read(dirs[1].join("lower")).expect("there"), noise(1));
-}
+use crate::server::{Behaviour, Registry};
+use crate::support::{Compression, Item, Parts, app, check, is_root, noise, pull, run, store, tar_of};
 
 #[test]
 fn by_tag_digest_and_platform() {
@@ -257,11 +59,11 @@ fn two_pulls_share_the_work() {
     let (_dir, store) = store();
     let other = Store::open(store.dir()).expect("as another process would");
     let reference = registry.reference(":amd64");
-    let quiet: Arc<dyn Progress> = Arc::new(Quiet);
+    let (nobody, quiet): (_, Arc<dyn Progress>) = (Keychain::anonymous(), Arc::new(Quiet));
     let (first, second) = run(async {
         futures::join!(
-            store.pull(&reference, &Auth::Anonymous, Arc::clone(&quiet)),
-            other.pull(&reference, &Auth::Anonymous, Arc::clone(&quiet)),
+            store.pull(&reference, &nobody, Arc::clone(&quiet)),
+            other.pull(&reference, &nobody, Arc::clone(&quiet)),
         )
     });
     assert_eq!(first.expect("pull").id, second.expect("pull").id);
@@ -276,19 +78,23 @@ fn broken_connections_go_on_where_they_were() {
     for (name, behaviour, ranges) in [
         ("cut", Behaviour { cut_blobs: 3, ..Behaviour::default() }, true),
         ("cut, no ranges", Behaviour { cut_blobs: 2, no_ranges: true, ..Behaviour::default() }, true),
-        ("500", Behaviour { fail_blobs: 2, ..Behaviour::default() }, false),
+        ("another range", Behaviour { cut_blobs: 1, wrong_ranges: true, ..Behaviour::default() }, true),
+        ("416", Behaviour { cut_blobs: 1, refuse_ranges: true, ..Behaviour::default() }, true),
+        ("cut at once", Behaviour { cut_blobs: 2, cut_at: Some(0), ..Behaviour::default() }, false),
     ] {
         let registry = Registry::start(&[app("amd64")], behaviour);
         let (_dir, store) = store();
-        let retries = Mutex::new(0);
+        let retries = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&retries);
         let progress: Arc<dyn Progress> = Arc::new(move |event: &Event<'_>| {
             if matches!(event, Event::Layer { step: Step::Retrying { .. }, .. }) {
-                *retries.lock().expect("no panic") += 1;
+                counter.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let image = run(store.pull(&registry.reference(":amd64"), &Auth::Anonymous, progress));
+        let image = run(store.pull(&registry.reference(":amd64"), &Keychain::anonymous(), progress));
         check(&image.unwrap_or_else(|e| panic!("{name}: {e}")));
-        let ranged = registry.blob_requests().iter().any(|(_, range)| range.is_some());
+        assert!(retries.load(Ordering::Relaxed) > 0, "{name}: it was not told");
+        let ranged = registry.blob_requests().iter().any(|request| request.range.is_some());
         assert_eq!(ranged, ranges, "{name}: {:?}", registry.blob_requests());
         assert_eq!(std::fs::read_dir(store.dir().join("partial")).expect("list").count(), 0, "{name}");
     }
@@ -313,7 +119,7 @@ fn a_pull_that_was_given_up_helps_the_next() {
     let store = Store::open(store.dir()).expect("another process, later");
     pull(&store, &reference, &Auth::Anonymous).expect("pull");
     let again = &registry.blob_requests()[before..];
-    assert!(again.iter().any(|(_, range)| range.is_some()), "from the start again: {again:?}");
+    assert!(again.iter().any(|request| request.range.is_some()), "from the start again: {again:?}");
 }
 
 #[test]
@@ -334,7 +140,22 @@ fn refusals() {
         }),
         ("bearer, wrong", bearer(), ":amd64", basic("x"), |r| matches!(r, Err(Error::Unauthorised { .. }))),
         ("bearer, right", bearer(), ":amd64", basic("secret"), |r| r.is_ok()),
-        ("bearer, own token", bearer(), ":amd64", Auth::Bearer("good-token".into()), |r| r.is_ok()),
+        ("bearer, own token", bearer(), ":amd64", Auth::Bearer("own-token".into()), |r| r.is_ok()),
+        ("bearer, identity", bearer(), ":amd64", Auth::Identity("identity".into()), |r| r.is_ok()),
+        (
+            "bearer, wrong identity",
+            bearer(),
+            ":amd64",
+            Auth::Identity("x".into()),
+            |r| matches!(r, Err(Error::Unauthorised { reason, .. }) if reason == "wrong password"),
+        ),
+        (
+            "tokens that run out",
+            Behaviour { tokens_last: Some(2), ..bearer() },
+            ":amd64",
+            basic("secret"),
+            |r| r.is_ok(),
+        ),
         ("basic, nobody", basic_wanted(), ":amd64", Auth::Anonymous, |r| {
             matches!(r, Err(Error::Unauthorised { .. }))
         }),
@@ -394,84 +215,168 @@ fn wrong_content_is_never_stored() {
     }
 }
 
-/// A real registry, with an image pushed by another client.
+/// Wherever the line breaks, and however often: the pull comes to its end.
 #[test]
-fn debian_docker_registry() {
-    if !is_root("debian_docker_registry") {
+fn cut_at_any_byte() {
+    if !is_root("cut_at_any_byte") {
         return;
     }
-    let Some(program) = find_program("docker-registry") else {
-        eprintln!("SKIPPED: debian_docker_registry: Debian's docker-registry is not installed");
-        return;
-    };
-    let dir = tempfile::tempdir().expect("a folder");
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let _registry = Running::start(&program, dir.path(), port);
-    let parts = app("amd64");
-    let reference = Reference::parse(&format!("127.0.0.1:{port}/team/app:v1")).expect("a reference");
-    run(push(&reference, &parts));
+    let layer = tar_of(&[Item::File("upper", &noise(2)[..1000])]);
+    let parts = Parts { compression: Compression::None, ..Parts::new("unused", vec![layer]) };
+    let length = parts.blobs()[0].len();
+    for cut_at in (0..length).step_by(97).chain([length - 1]) {
+        let behaviour = Behaviour { cut_blobs: 1, cut_at: Some(cut_at), ..Behaviour::default() };
+        let registry = Registry::start(std::slice::from_ref(&parts), behaviour);
+        let (_dir, store) = store();
+        let image = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous);
+        let image = image.unwrap_or_else(|e| panic!("cut at {cut_at}: {e}"));
+        let content = std::fs::read(image.lowerdirs()[0].join("upper")).expect("there");
+        assert_eq!(content, noise(2)[..1000], "cut at {cut_at}");
+        let again = registry.blob_requests().pop().expect("there were some");
+        let expect = (cut_at > 0).then(|| format!("bytes={cut_at}-"));
+        assert_eq!(again.range, expect, "cut at {cut_at}");
+    }
+}
 
+#[test]
+fn busy_registries_are_asked_again() {
+    if !is_root("busy_registries_are_asked_again") {
+        return;
+    }
+    for (name, behaviour) in [
+        ("429", Behaviour { busy: 3, ..Behaviour::default() }),
+        ("429 before logging in", Behaviour { busy: 2, basic: true, ..Behaviour::default() }),
+        ("500", Behaviour { fail_blobs: 2, ..Behaviour::default() }),
+    ] {
+        let registry = Registry::start(&[app("amd64")], behaviour);
+        let (_dir, store) = store();
+        let auth = Auth::Basic { username: "me".into(), password: "secret".into() };
+        check(&pull(&store, &registry.reference(":amd64"), &auth).unwrap_or_else(|e| panic!("{name}: {e}")));
+    }
+    let registry = Registry::start(&[app("amd64")], Behaviour { busy: 100, ..Behaviour::default() });
     let (_dir, store) = store();
-    let image = pull(&store, &reference, &Auth::Anonymous).expect("pull");
-    check(&image);
-    assert_eq!(image.digest, Digest::of(&parts.manifest()));
-    let missing = Reference::parse(&format!("127.0.0.1:{port}/team/app:v2")).expect("a reference");
-    assert!(matches!(pull(&store, &missing, &Auth::Anonymous), Err(Error::NotFound { .. })));
+    let error = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous).expect_err("always busy");
+    assert!(error.is_transient() && error.to_string().contains("429 Too Many Requests: not now"), "{error}");
+    assert!(registry.seen().len() < 10, "it was asked {} times", registry.seen().len());
 }
 
-async fn push(reference: &Reference, parts: &Parts) {
-    use oci_client::client::{ClientConfig, ClientProtocol};
-    let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
-    let client = oci_client::Client::new(config);
-    let target: oci_client::Reference = reference.to_string().parse().expect("a reference");
-    client.store_auth_if_needed(target.registry(), &oci_client::secrets::RegistryAuth::Anonymous).await;
-    for blob in parts.blobs().into_iter().chain([parts.config()]) {
-        let digest = Digest::of(&blob).to_string();
-        client.push_blob(&target, blob, &digest).await.expect("push a blob");
+/// Layers come from a host of their own: it learns nothing about who asks.
+#[test]
+fn credentials_do_not_follow_redirects() {
+    if !is_root("credentials_do_not_follow_redirects") {
+        return;
     }
-    let media_type = "application/vnd.oci.image.manifest.v1+json".parse().expect("a media type");
-    client.push_manifest_raw(&target, parts.manifest(), media_type).await.expect("push the manifest");
+    let storage = Registry::start(&[app("amd64")], Behaviour::default());
+    for basic in [true, false] {
+        let behaviour = Behaviour {
+            basic,
+            bearer: !basic,
+            blobs_at: Some(format!("http://127.0.0.1:{}", storage.port)),
+            ..Behaviour::default()
+        };
+        let registry = Registry::start(&[app("amd64")], behaviour);
+        let (_dir, store) = store();
+        let auth = Auth::Basic { username: "me".into(), password: "secret".into() };
+        check(&pull(&store, &registry.reference(":amd64"), &auth).expect("pull"));
+        assert!(registry.seen().iter().any(|request| request.authorization.is_some()));
+    }
+    let seen = storage.blob_requests();
+    assert_eq!(seen.len(), 4, "{seen:?}");
+    assert!(seen.iter().all(|request| request.authorization.is_none()), "{seen:?}");
 }
 
-struct Running(Child);
+#[test]
+fn who_sends_nothing_is_given_up() {
+    if !is_root("who_sends_nothing_is_given_up") {
+        return;
+    }
+    let registry = Registry::start(&[app("amd64")], Behaviour { hang: true, ..Behaviour::default() });
+    let dir = tempfile::tempdir().expect("a folder");
+    let timeouts = Timeouts { read: Duration::from_millis(50), ..Timeouts::default() };
+    let store = Store::open_with(dir.path(), Options { timeouts, ..Options::default() }).expect("open");
+    let error = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous).expect_err("it hangs");
+    assert!(error.is_transient() && error.to_string().contains("reading a blob"), "{error}");
+}
 
-impl Running {
-    fn start(program: &Path, dir: &Path, port: u16) -> Running {
-        let config = BTreeMap::from([
-            ("version", json!("0.1")),
-            ("log", json!({"level": "error"})),
-            ("storage", json!({"filesystem": {"rootdirectory": dir.join("data")}})),
-            ("http", json!({"addr": format!("127.0.0.1:{port}")})),
-        ]);
-        // JSON is YAML.
-        let config = serde_json::to_vec(&config).expect("JSON");
-        let config = write_file(dir, "config.yml", &config);
-        let child = Command::new(program)
-            .arg("serve")
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start the registry");
-        let running = Running(child);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "the registry does not listen");
-            std::thread::yield_now();
+#[test]
+fn documents_have_limits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let limits = Limits { document_bytes: 10_000, ..Limits::default() };
+    let store = Store::open_with(dir.path(), Options { limits, ..Options::default() }).expect("open");
+    let behaviour = Behaviour { manifest_bytes: Some(10_001), ..Behaviour::default() };
+    let registry = Registry::start(&[app("amd64")], behaviour);
+    let error = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous).expect_err("it is large");
+    assert!(error.to_string().contains("is larger than the limit of 10000"), "{error}");
+}
+
+/// A registry that lies about sizes, and layers of other kinds than can be unpacked.
+#[test]
+fn manifests_that_promise_something_else() {
+    if !is_root("manifests_that_promise_something_else") {
+        return;
+    }
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &str); 6] = [
+        ("shorter", |m| m["layers"][0]["size"] = json!(100), "is larger than the limit of 100"),
+        ("longer", |m| m["layers"][0]["size"] = json!(1 << 20), "the connection ended after"),
+        ("endless", |m| m["layers"][0]["size"] = json!(1_u64 << 50), "is larger than the limit"),
+        (
+            "a chart",
+            |m| m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json"),
+            "an artifact of type application/vnd.cncf.helm.config.v1+json, and no container image",
+        ),
+        (
+            "encrypted",
+            |m| {
+                m["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
+            },
+            "it is encrypted",
+        ),
+        ("missing", |m| m["layers"][0]["digest"] = json!(Digest::of(b"?")), "it has no such blob"),
+    ];
+    let one_layer = || Parts::new("unused", vec![tar_of(&[Item::File("upper", noise(2))])]);
+    let edited = |edit: &dyn Fn(&mut Value)| {
+        let registry = Registry::start(&[one_layer()], Behaviour::default());
+        registry.edit(|content| {
+            let manifest = content.manifests.get_mut("amd64").expect("there");
+            let mut value = serde_json::from_slice(manifest).expect("JSON");
+            edit(&mut value);
+            *manifest = value.to_string().into_bytes();
+        });
+        let (_dir, store) = store();
+        let error = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous).expect_err("it lies");
+        assert!(store.list().expect("list").is_empty());
+        error.to_string()
+    };
+    for (name, edit, expect) in cases {
+        let error = edited(&edit);
+        assert!(error.contains(expect), "{name}: {error}");
+    }
+    let error = edited(&|m| {
+        m["layers"][0]["mediaType"] = json!(foreign);
+        m["layers"][0]["digest"] = json!(Digest::of(b"?"));
+    });
+    assert!(error.contains("it is a foreign one, which its registry does not distribute"), "{error}");
+}
+
+/// As the kubelet has them: several secrets, of which one is right.
+#[test]
+fn every_secret_is_tried() {
+    if !is_root("every_secret_is_tried") {
+        return;
+    }
+    for bearer in [true, false] {
+        let behaviour = Behaviour { bearer, basic: !bearer, ..Behaviour::default() };
+        let registry = Registry::start(&[app("amd64")], behaviour);
+        let mut keychain = Keychain::anonymous();
+        for password in ["old", "older", "secret"] {
+            let host = format!("127.0.0.1:{}", registry.port);
+            let config = json!({"auths": {host: {"username": "me", "password": password}}}).to_string();
+            keychain.add(DockerConfig::parse("a secret", config.as_bytes()).expect("a configuration"));
         }
-        running
+        let (_dir, store) = store();
+        let image = run(store.pull(&registry.reference(":amd64"), &keychain, Arc::new(Quiet)));
+        check(&image.unwrap_or_else(|e| panic!("bearer {bearer}: {e}")));
     }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Already gone, or gone now.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|program| program.is_file())
 }

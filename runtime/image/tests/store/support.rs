@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use pith_image::{Digest, Image, Quiet, Result, Store};
+use pith_image::{Auth, Digest, Image, Keychain, Quiet, Reference, Result, Store};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -211,4 +212,33 @@ pub(crate) fn is_root(test: &str) -> bool {
         eprintln!("SKIPPED: {test}: needs root");
     }
     root
+}
+
+pub(crate) fn noise(seed: u8) -> &'static [u8] {
+    // Does not compress, so that halves of blobs are worth something.
+    let mut state = u32::from(seed) + 1;
+    let bytes = (0..300_000).map(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    });
+    bytes.collect::<Vec<u8>>().leak()
+}
+
+pub(crate) fn app(architecture: &'static str) -> Parts {
+    let layers = vec![tar_of(&[Item::File("lower", noise(1))]), tar_of(&[Item::File("upper", noise(2))])];
+    Parts { architecture, ..Parts::new("unused", layers) }
+}
+
+pub(crate) fn pull(store: &Store, reference: &Reference, auth: &Auth) -> Result<Image> {
+    run(store.pull(reference, &Keychain::of(auth.clone()), Arc::new(Quiet)))
+}
+
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+pub(crate) fn check(image: &Image) {
+    let dirs = image.lowerdirs();
+    assert_eq!(std::fs::read(dirs[0].join("upper")).expect("there"), noise(2));
+    assert_eq!(std::fs::read(dirs[1].join("lower")).expect("there"), noise(1));
 }
