@@ -10,10 +10,9 @@ use pith_cgroup::Hierarchy;
 use pith_container::compile::{self, Caller, CgroupView, Options, Overlay, hooks_of};
 use pith_container::execute::{self, Gate, Launch, Launched, Report};
 use pith_container::hooks;
-use pith_container::plan::{Enter, Hook, Namespace, Plan, Stage, Step};
+use pith_container::plan::{Enter, Hook, Namespace, Plan, Stage};
 use pith_container::supervisor::protocol::CgroupDirs;
 use pith_container::supervisor::wire::{self, WireError};
-use pith_container::trace::Carried;
 use pith_sys::process::Child;
 
 use crate::bundle::Bundle;
@@ -23,7 +22,7 @@ use crate::delete;
 use crate::error::{Error, Result};
 use crate::notify;
 use crate::state::{Folder, Identified, State, Status};
-use crate::witness::{By, Performed, Witness, tell};
+use crate::witness::{By, Witness, tell, tell_step};
 
 /// What a caller asks for beside the configuration.
 pub struct Request<'a> {
@@ -63,8 +62,7 @@ pub(crate) struct Created {
     pub(crate) child: Child,
     /// The terminal's master, where no console socket took it.
     pub(crate) terminal: Option<OwnedFd>,
-    /// What it becomes, in words.
-    pub(crate) exec_call: String,
+    pub(crate) plan: Plan,
 }
 
 pub(crate) fn create(request: &mut Request<'_>) -> Result<Created> {
@@ -155,7 +153,9 @@ impl Making<'_> {
         };
         let plan = compile::bundle(spec, &options, &self.caller())?;
         let hooks = hooks_of(spec.hooks().as_ref(), Stage::StartContainer)?;
-        let prepared = execute::prepare(&plan, |step, carried| self.tell(By::Runtime, step, carried));
+        let witness = self.request.witness;
+        let prepared =
+            execute::prepare(&plan, |step, carried| tell_step(witness, By::Runtime, step, carried));
         let prepared = prepared.map_err(Error::Start)?;
         let gate = self.folder.make_gate()?;
         let launch = Launch {
@@ -164,23 +164,15 @@ impl Making<'_> {
             preserved: &self.request.inherited.borrowed(),
             outlive: !self.request.tied,
             gate: Some(Gate { socket: gate.as_fd(), hooks: &hooks }),
-            trace: self.request.witness.wants_steps(),
+            trace: witness.wants_steps(),
             ..Launch::new(&plan, console::stdio())
         };
         let words = || (plan.birth_call(), plan.birth_change());
-        let launched =
-            tell(self.request.witness, words, || execute::launch(&launch)).map_err(Error::Start)?;
+        let launched = tell(witness, words, || execute::launch(&launch)).map_err(Error::Start)?;
         // Closed here, so that nobody is behind the gate once the container's process is gone.
         drop((gate, prepared));
         let terminal = self.follow(&launched, &plan, &mut state).inspect_err(|_| end(&launched.child))?;
-        let exec_call = plan.exec_call();
-        Ok(Created { folder: self.folder.clone(), state, child: launched.child, terminal, exec_call })
-    }
-
-    fn tell(&self, by: By, step: &Step, carried: Carried) {
-        if self.request.witness.wants_steps() {
-            self.request.witness.step(&Performed { by, call: step.call(), change: step.change(), carried });
-        }
+        Ok(Created { folder: self.folder.clone(), state, child: launched.child, terminal, plan })
     }
 
     fn caller(&self) -> Caller {
@@ -236,8 +228,8 @@ impl Making<'_> {
                 }
                 Report::Failed(failure) => return Err(Error::Start(failure)),
                 Report::Step { index, carried } => {
-                    if let Some(step) = plan.steps.get(index) {
-                        self.tell(By::Container, step, carried);
+                    if let Some(step) = plan.step(index) {
+                        tell_step(witness, By::Container, step, carried);
                     }
                 }
                 Report::Executing | Report::Free => {}

@@ -1,7 +1,7 @@
 //! `run`: create and start, and stay until the program has ended unless detached.
 
 use crate::console::Foreground;
-use crate::create::{Request, create};
+use crate::create::{Created, Request, create};
 use crate::delete;
 use crate::error::{Error, Result};
 use crate::start;
@@ -12,11 +12,10 @@ pub fn run(mut request: Request<'_>, detach: bool, keep: bool) -> Result<i32> {
     let foreground = if detach { None } else { Some(Foreground::new()?) };
     let created = create(&mut request)?;
     let witness = request.witness;
-    let words = || (created.exec_call.clone(), "this process is the container's program now".to_owned());
-    let started = match created.folder.knock() {
-        Some(gate) => {
-            tell(witness, words, || start::start_at(&gate, &created.folder, &created.state, witness))
-        }
+    let words = || (created.plan.exec_call(), "this process is the container's program now".to_owned());
+    let Created { folder, state, plan, .. } = &created;
+    let started = match folder.knock() {
+        Some(gate) => tell(witness, words, || start::start_at(&gate, folder, state, Some(plan), witness)),
         None => Err(Error::Died),
     };
     let served = match (started, foreground) {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use pith_container::execute::Report;
-use pith_container::plan::Stage;
+use pith_container::plan::{Plan, Stage};
 use pith_container::supervisor::wire::{self, WireError};
 
 use crate::bundle::parse_version;
@@ -11,7 +11,7 @@ use crate::create::run_hooks;
 use crate::delete;
 use crate::error::{Error, Result};
 use crate::state::{Folder, State, Status};
-use crate::witness::Witness;
+use crate::witness::{By, Witness, tell_step};
 
 pub(crate) fn start(folder: &Folder, witness: &dyn Witness) -> Result<()> {
     let state = folder.load()?;
@@ -22,11 +22,17 @@ pub(crate) fn start(folder: &Folder, witness: &dyn Witness) -> Result<()> {
             Status::Created | Status::Running | Status::Paused => Error::AlreadyRunning,
         });
     };
-    start_at(&gate, folder, &state, witness)
+    start_at(&gate, folder, &state, None, witness)
 }
 
-/// The same for who has knocked already.
-pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, witness: &dyn Witness) -> Result<()> {
+/// The same for who has knocked already. With the plan at hand its last steps are told of.
+pub(crate) fn start_at(
+    gate: &OwnedFd,
+    folder: &Folder,
+    state: &State,
+    plan: Option<&Plan>,
+    witness: &dyn Witness,
+) -> Result<()> {
     if !state.has_program {
         delete::end(folder, state)?;
         return Err(Error::Invalid("process is missing: there is nothing to start".to_owned()));
@@ -44,6 +50,11 @@ pub(crate) fn start_at(gate: &OwnedFd, folder: &Folder, state: &State, witness: 
                 return Err(Error::Start(failure));
             }
             Ok((Report::Executing, _)) => executing = true,
+            Ok((Report::Step { index, carried }, _)) => {
+                if let Some(step) = plan.and_then(|plan| plan.step(index)) {
+                    tell_step(witness, By::Container, step, carried);
+                }
+            }
             Ok(_) => {}
             // The socket is closed by execve: the program runs.
             Err(WireError::Closed) if executing => break,

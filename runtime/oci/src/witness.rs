@@ -1,5 +1,6 @@
 //! Who is told what is being done: the log that engines read, or people who want to see it explained.
 
+use pith_container::plan::Step;
 use pith_container::trace::{Carried, timed};
 
 /// Which process carries a step out.
@@ -31,6 +32,13 @@ pub trait Witness {
     fn wants_steps(&self) -> bool;
 
     fn step(&self, performed: &Performed);
+}
+
+/// Tells of a step of a plan.
+pub(crate) fn tell_step(witness: &dyn Witness, by: By, step: &Step, carried: Carried) {
+    if witness.wants_steps() {
+        witness.step(&Performed { by, call: step.call(), change: step.change(), carried });
+    }
 }
 
 /// Carries something out and tells of it; `words` are the call and the change.

@@ -140,11 +140,13 @@ fn shared_pid(dir: &Path, null: &OwnedFd) -> Result<Launched, String> {
             Step::Become {
                 identity: Identity::Ids { uid: NOBODY, gid: NOBODY, groups: vec![] },
                 capabilities: Capabilities::default(),
+                filters: false,
             },
             Step::NoNewPrivileges,
             Step::Undumpable,
             Step::DieWithParent,
         ],
+        last: vec![],
         exec: Exec { args: vec![], env: vec![] },
     };
     let stdio = [null.as_fd(); 3];

@@ -7,7 +7,8 @@
 //! 2 make      every mount, into slots        the host's sources are still visible; nothing is attached yet
 //! 3 attach    root placed, mounts, devices   targets are resolved inside the root only
 //! 4 enter     hooks, pivot_root, masks       from here on no path leads to the host
-//! 5 become    session, limits, user, filter  rights are given up last, in the order that they are needed
+//! 5 become    session, limits, user          rights are given up last, in the order that they are needed
+//! 6 last      filter                         nothing is left to do that it would have to allow
 //! ```
 //!
 //! A field of the spec that is not honoured is refused by name; none is ignored.
@@ -129,6 +130,7 @@ fn plan(spec: &Spec, options: &Options, caller: Option<&Caller>) -> Result<Plan,
         mappings: namespaces.mappings.clone(),
         cgroup: options.cgroup.unified.clone(),
         steps: belong(process, options, caller, &namespaces),
+        last: vec![],
         exec: process.map_or_else(|| Ok(process::no_program()), process::exec)?,
     };
     if namespaces.has_mount() {
@@ -149,10 +151,8 @@ fn plan(spec: &Spec, options: &Options, caller: Option<&Caller>) -> Result<Plan,
         plan.steps.push(Step::RootPropagation { propagation, recursive });
     }
     if let Some(process) = process {
-        plan.steps.extend(process::become_user(process, spec, options)?);
+        process::become_user(process, spec, options, &mut plan)?;
     }
-    // Changing the user cleared the death signal (prctl(2), PR_SET_PDEATHSIG).
-    plan.steps.push(Step::DieWithParent);
     Ok(plan)
 }
 
@@ -292,9 +292,7 @@ fn join(
     steps.extend(process::terminal(process, false)?);
     steps.extend(process::labels(process, &Linux::default()));
     steps.push(Step::WorkingDirectory { path: process.cwd().clone() });
-    steps.extend(process::become_user(process, spec, options)?);
-    steps.push(Step::DieWithParent);
-    Ok(Plan {
+    let mut plan = Plan {
         outside: vec![],
         born_in: vec![],
         namespaces: vec![],
@@ -302,8 +300,11 @@ fn join(
         mappings: None,
         cgroup: options.cgroup.unified.clone(),
         steps,
+        last: vec![],
         exec: process::exec(process)?,
-    })
+    };
+    process::become_user(process, spec, options, &mut plan)?;
+    Ok(plan)
 }
 
 fn root_step(slot: Slot, path: &Path, overlay: Option<&Overlay>, user_attributes: bool) -> Step {

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler, Spec,
 };
 
-use crate::plan::{Capabilities, Exec, Identity, Scheduling, Step, WindowSize};
+use crate::plan::{Capabilities, Exec, Identity, Plan, Scheduling, Step, WindowSize};
 use crate::seccomp;
 
 use super::{CompileError, Options, unsupported};
@@ -22,13 +22,14 @@ pub(super) fn terminal(process: &Process, console: bool) -> Result<Vec<Step>, Co
     Ok(vec![Step::NewSession, Step::Terminal { size, console }])
 }
 
-/// Steps that give rights up, in the one order in which each is still allowed.
+/// Adds the steps that give rights up, in the one order in which each is still allowed.
 pub(super) fn become_user(
     process: &Process,
     spec: &Spec,
     options: &Options,
-) -> Result<Vec<Step>, CompileError> {
-    let mut steps = Vec::new();
+    plan: &mut Plan,
+) -> Result<(), CompileError> {
+    let steps = &mut plan.steps;
     let mut limited = Vec::new();
     for limit in process.rlimits().iter().flatten() {
         let resource = limit.typ().to_string();
@@ -58,17 +59,27 @@ pub(super) fn become_user(
         Some(name) => Identity::Named { user: name.clone(), groups },
         None => Identity::Ids { uid: user.uid(), gid: user.gid(), groups },
     };
-    let become_step = Step::Become { identity, capabilities: capabilities(process.capabilities().as_ref())? };
+    let capabilities = capabilities(process.capabilities().as_ref())?;
     let filter = filter(process, spec, options)?;
-    if process.no_new_privileges().unwrap_or(false) {
-        steps.extend([become_step, Step::NoNewPrivileges]);
-        steps.extend(filter);
+    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    // The supervisor waits for a listener while the container is being created.
+    let (now, last) = match filter {
+        Some(Step::Seccomp { listener: true, .. }) => (filter, None),
+        filter => (None, filter),
+    };
+    if no_new_privileges {
+        steps.extend([Step::Become { identity, capabilities, filters: false }, Step::NoNewPrivileges]);
+        steps.extend(now);
+        plan.last.extend(last);
     } else {
-        // Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which the next step drops.
-        steps.extend(filter);
-        steps.push(become_step);
+        // Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which becoming the user drops.
+        steps.extend(now);
+        steps.push(Step::Become { identity, capabilities, filters: last.is_some() });
+        plan.last.extend(last.into_iter().flat_map(|filter| [filter, Step::GiveUpFilterRight]));
     }
-    Ok(steps)
+    // Changing the user cleared the death signal (prctl(2), PR_SET_PDEATHSIG).
+    steps.push(Step::DieWithParent);
+    Ok(())
 }
 
 fn filter(process: &Process, spec: &Spec, options: &Options) -> Result<Option<Step>, CompileError> {

@@ -37,6 +37,7 @@ pub fn prepare(plan: &Plan, mut trace: impl FnMut(&Step, Carried)) -> Result<Vec
         slots: Vec::new(),
         identity: None,
         keeps_groups: false,
+        rights: None,
     };
     for step in &plan.outside {
         let (done, carried) = timed(|| executor.step(step));

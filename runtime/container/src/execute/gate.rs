@@ -20,18 +20,16 @@ impl Executor {
     }
 
     /// Waits for a connection that brings the container's state; what follows is reported on it.
-    pub(super) fn wait_at_gate(&mut self, hooks: &[Hook]) -> Result<(), Failure> {
+    pub(super) fn wait_at_gate(&mut self) -> Result<Vec<u8>, Failure> {
         let gate = self.gate.take().ok_or_else(|| broken(Errno::BADF))?;
-        let state = loop {
+        loop {
             let connection = accept(&gate).map_err(broken)?;
             // Who connects only to see whether somebody waits here says nothing.
             if let Ok((state, _)) = wire::receive_bytes(connection.as_fd(), true) {
                 self.control = connection;
-                break state;
+                return Ok(state);
             }
-        };
-        run_hooks(Stage::StartContainer, hooks, &state)
-            .map_err(|error| super::failure(&Stage::StartContainer.to_string(), error))
+        }
     }
 }
 

@@ -28,9 +28,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pith_sys::process::{Child, namespaces};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySets;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage};
+use crate::plan::{Failure, FailureKind, Hook, Namespace, Plan, Slot, Stage, Step};
 use crate::supervisor::wire::{self, WireError};
 use crate::trace::{Carried, timed};
 
@@ -119,7 +120,7 @@ pub enum Report {
     Hooks(Stage),
     /// With the descriptor that announces the calls which a seccomp filter leaves to somebody else.
     Listener,
-    /// A step of the plan, by its index, has been carried out.
+    /// A step of the plan, by its index in `steps` and then `last`, has been carried out.
     Step {
         index: usize,
         carried: Carried,
@@ -194,6 +195,7 @@ fn run(launch: &Launch<'_>, control: BorrowedFd<'_>) -> i32 {
         slots: Vec::new(),
         identity: None,
         keeps_groups: false,
+        rights: None,
     };
     let prepared = launch.prepared.iter().map(|(slot, _)| *slot).zip(kept);
     let failure = match executor.carry_out(launch, prepared) {
@@ -218,6 +220,8 @@ struct Executor {
     identity: Option<user::Resolved>,
     /// In its user namespace setgroups(2) is denied.
     keeps_groups: bool,
+    /// What it is left with once its filter has been loaded.
+    rights: Option<CapabilitySets>,
 }
 
 /// A descriptor in a slot.
@@ -263,13 +267,7 @@ impl Executor {
         for (slot, fd) in prepared {
             self.put(slot, fd).map_err(|error| failure("inherit mounts", error))?;
         }
-        for (index, step) in launch.plan.steps.iter().enumerate() {
-            let (done, carried) = timed(|| self.step(step));
-            done.map_err(|error| failure(&step.call(), error))?;
-            if launch.trace {
-                self.report(&Report::Step { index, carried }, &[]);
-            }
-        }
+        self.steps(&launch.plan.steps, 0, launch.trace)?;
         // What was to be attached has been; nobody who waits here holds a mount or a folder open.
         self.slots.clear();
         if launch.hold {
@@ -284,17 +282,43 @@ impl Executor {
             let _ = rustix::process::set_parent_process_death_signal(None);
             self.report(&Report::Free, &[]);
         }
+        let mut last = launch.plan.last.as_slice();
+        let first = launch.plan.steps.len();
         if let Some(gate) = launch.gate {
-            self.wait_at_gate(gate.hooks)?;
+            let state = self.wait_at_gate()?;
+            if !gate.hooks.is_empty() {
+                // They may be programs of the image: what holds for the container's holds for them.
+                self.steps(std::mem::take(&mut last), first, launch.trace)?;
+                gate::run_hooks(Stage::StartContainer, gate.hooks, &state)
+                    .map_err(|error| failure(&Stage::StartContainer.to_string(), error))?;
+            }
         }
         match launch.then {
-            Then::Execute => self.execute(&launch.plan.exec),
+            Then::Execute => {
+                let program = self.program(&launch.plan.exec)?;
+                self.report(&Report::Executing, &[]);
+                self.pass_descriptors(&program)?;
+                self.steps(last, first, launch.trace)?;
+                Err(program.execute())
+            }
             Then::Reap => {
                 self.report(&Report::Executing, &[]);
                 let _ = pith_sys::descriptor::close_all();
                 pith_sys::process::reap_for_ever()
             }
         }
+    }
+
+    /// Carries out steps of the plan, the first of which is its number `first`.
+    fn steps(&mut self, steps: &[Step], first: usize, trace: bool) -> Result<(), Failure> {
+        for (index, step) in (first..).zip(steps) {
+            let (done, carried) = timed(|| self.step(step));
+            done.map_err(|error| failure(&step.call(), error))?;
+            if trace {
+                self.report(&Report::Step { index, carried }, &[]);
+            }
+        }
+        Ok(())
     }
 
     fn report(&self, report: &Report, fds: &[BorrowedFd<'_>]) {

@@ -12,6 +12,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::plan::{Capabilities, FailureKind, Identity, Namespace, Scheduling, WindowSize};
 use crate::trace::here;
@@ -221,7 +222,13 @@ impl Executor {
         Ok(())
     }
 
-    pub(super) fn become_user(&mut self, identity: &Identity, capabilities: Capabilities) -> StepResult {
+    /// With `filters` CAP_SYS_ADMIN is kept, until [`Self::give_up_filter_right`].
+    pub(super) fn become_user(
+        &mut self,
+        identity: &Identity,
+        capabilities: Capabilities,
+        filters: bool,
+    ) -> StepResult {
         here();
         let resolved = user::resolve(self.root()?, identity).map_err(|detail| StepError {
             kind: FailureKind::UnknownUser,
@@ -248,7 +255,22 @@ impl Executor {
         rustix::thread::set_thread_res_uid(uid, uid, uid).about(|| "setresuid".to_owned())?;
         rustix::thread::set_keep_capabilities(false)?;
         self.identity = Some(resolved);
-        set_capabilities(capabilities)
+        let filter_right = if filters { Capability::CAP_SYS_ADMIN.bitmask() } else { 0 };
+        self.rights = Some(CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(capabilities.effective),
+            permitted: CapabilitySet::from_bits_retain(capabilities.permitted),
+            inheritable: CapabilitySet::from_bits_retain(capabilities.inheritable),
+        });
+        let (effective, permitted) =
+            (capabilities.effective | filter_right, capabilities.permitted | filter_right);
+        set_capabilities(Capabilities { effective, permitted, ..capabilities })
+    }
+
+    /// One system call, which the filter has to allow besides execve.
+    pub(super) fn give_up_filter_right(&mut self) -> StepResult {
+        here();
+        let rights = self.rights.take().ok_or(Errno::PERM)?;
+        Ok(rustix::thread::set_capabilities(None, rights)?)
     }
 
     /// The part of the capabilities that this process can hand out.

@@ -1,6 +1,5 @@
 //! The last step: finding the program and becoming it.
 
-use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
@@ -9,7 +8,7 @@ use rustix::io::{Errno, FdFlags};
 
 use crate::plan::{Exec, Failure, FailureKind};
 
-use super::{Executor, Report};
+use super::Executor;
 
 /// Where programs are looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -24,8 +23,8 @@ impl Executor {
         }
     }
 
-    /// Becomes the program; returns only why not.
-    pub(super) fn execute(&mut self, exec: &Exec) -> Result<Infallible, Failure> {
+    /// Everything that the program is started with.
+    pub(super) fn program(&self, exec: &Exec) -> Result<Program, Failure> {
         let name = exec.args.first().map_or("", String::as_str);
         let path = find(name, &exec.env)?;
         let mut env = exec.env.clone();
@@ -40,17 +39,34 @@ impl Executor {
                 .collect()
         };
         let (args, env) = (strings(&exec.args)?, strings(&env)?);
-        let program = CString::new(path.as_str()).map_err(|_| bad(name, Errno::INVAL))?;
-        self.report(&Report::Executing, &[]);
-        // From here on nothing of the host is open but the control socket, which execve closes.
-        for fd in &self.preserved {
-            rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| bad(name, errno))?;
-        }
+        let file = CString::new(path.as_str()).map_err(|_| bad(name, Errno::INVAL))?;
+        Ok(Program { path, file, args, env })
+    }
+
+    /// From here on nothing of the host is open but the control socket, which execve closes.
+    pub(super) fn pass_descriptors(&self, program: &Program) -> Result<(), Failure> {
+        let passed = self.preserved.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()));
         let first = 3 + u32::try_from(self.preserved.len()).unwrap_or(0);
-        pith_sys::descriptor::close_all_but(first, self.control.as_fd()).map_err(|errno| bad(name, errno))?;
-        let errno = pith_sys::process::execve(&program, &args, &env);
+        passed
+            .and_then(|()| pith_sys::descriptor::close_all_but(first, self.control.as_fd()))
+            .map_err(|errno| bad(&program.path, errno))
+    }
+}
+
+/// A program that has been found.
+pub(super) struct Program {
+    path: String,
+    file: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    /// Becomes it; returns only why not.
+    pub(super) fn execute(&self) -> Failure {
+        let errno = pith_sys::process::execve(&self.file, &self.args, &self.env);
         let kind = if errno == Errno::NOENT { FailureKind::NotFound } else { FailureKind::NotExecutable };
-        Err(failed(kind, errno, format!("exec {path}: {}", words(errno))))
+        failed(kind, errno, format!("exec {}: {}", self.path, words(errno)))
     }
 }
 

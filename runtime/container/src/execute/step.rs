@@ -108,7 +108,9 @@ impl Executor {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
                 Ok(())
             }
-            Step::Become { identity, capabilities } => self.become_user(identity, *capabilities),
+            Step::Become { identity, capabilities, filters } => {
+                self.become_user(identity, *capabilities, *filters)
+            }
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
             Step::Seccomp { program, flags, listener: false } => {
                 Ok(pith_sys::seccomp::load(program, *flags)?)
@@ -118,6 +120,7 @@ impl Executor {
                 self.report(&Report::Listener, &[listener.as_fd()]);
                 Ok(())
             }
+            Step::GiveUpFilterRight => self.give_up_filter_right(),
         }
     }
 

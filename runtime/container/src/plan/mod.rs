@@ -51,8 +51,20 @@ pub struct Plan {
     pub cgroup: Option<PathBuf>,
     /// What the process does to itself, in this order.
     pub steps: Vec<Step>,
+    /// What is left for when nothing else is to be done before `execve`: a seccomp filter need not allow what the
+    /// runtime itself does between the steps and the program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last: Vec<Step>,
     /// What it becomes.
     pub exec: Exec,
+}
+
+impl Plan {
+    /// A step by its number, those of `last` after the others.
+    #[must_use]
+    pub fn step(&self, index: usize) -> Option<&Step> {
+        self.steps.iter().chain(&self.last).nth(index)
+    }
 }
 
 /// The last step: the program that replaces the process.

@@ -242,6 +242,9 @@ pub enum Step {
     Become {
         identity: Identity,
         capabilities: Capabilities,
+        /// Keeps CAP_SYS_ADMIN until the filter has been loaded, see [`Step::GiveUpFilterRight`].
+        #[serde(default)]
+        filters: bool,
     },
     NoNewPrivileges,
     /// Loads a seccomp filter: `sock_filter` records as 64-bit words (little endian).
@@ -252,4 +255,6 @@ pub enum Step {
         #[serde(default)]
         listener: bool,
     },
+    /// Leaves the process with the capabilities it is to have: loading a filter without no_new_privs took one more.
+    GiveUpFilterRight,
 }

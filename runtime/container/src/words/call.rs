@@ -63,6 +63,7 @@ impl Step {
                 let listener = if *listener { " SECCOMP_FILTER_FLAG_NEW_LISTENER" } else { "" };
                 format!("seccomp SECCOMP_SET_MODE_FILTER{listener} {} instructions", program.len())
             }
+            Step::GiveUpFilterRight => "capset without CAP_SYS_ADMIN for the filter".to_owned(),
             Step::IsolateMounts => "mount_setattr / MS_SLAVE AT_RECURSIVE".to_owned(),
             Step::Filesystem { slot, kind, options, attributes, .. } => {
                 let options: String = options

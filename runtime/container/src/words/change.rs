@@ -75,6 +75,7 @@ impl Step {
                 "system calls are filtered, some answered by somebody else".to_owned()
             }
             Step::Seccomp { listener: false, .. } => "system calls are filtered, for good".to_owned(),
+            Step::GiveUpFilterRight => "the capabilities are those asked for, and no more".to_owned(),
         }
     }
 }

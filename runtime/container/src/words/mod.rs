@@ -14,7 +14,7 @@ impl fmt::Display for Plan {
             writeln!(f, "setns {}: be born in that {namespace} namespace", path.display())?;
         }
         writeln!(f, "{}: {}", self.birth_call(), self.birth_change())?;
-        self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))?;
+        self.steps.iter().chain(&self.last).try_for_each(|step| writeln!(f, "{step}"))?;
         write!(f, "{}", self.exec_call())
     }
 }

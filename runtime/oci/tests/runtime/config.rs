@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("mounts", mounts),
     ("root_propagation", root_propagation),
     ("seccomp", seccomp),
+    ("seccomp_of_other_runtimes", seccomp_of_other_runtimes),
     ("time", time),
 ];
 
@@ -321,6 +322,42 @@ fn seccomp() {
     assert_eq!((&state["metadata"], &state["state"]["id"]), (&json!("meta"), &json!("seccomp")));
     bundle.config["linux"]["seccomp"]["listenerPath"] = Value::Null;
     bundle.run().refused("needs a listenerPath");
+}
+
+/// Profiles that were written for other runtimes, years ago, do not know the calls that this one makes.
+fn seccomp_of_other_runtimes() {
+    let mut bundle = Bundle::new("profile");
+    let ours = [
+        "accept4",
+        "capget",
+        "close_range",
+        "faccessat2",
+        "openat2",
+        "prctl",
+        "recvmsg",
+        "sendmsg",
+        "setgroups",
+        "setresgid",
+        "setresuid",
+    ];
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ours, "action": "SCMP_ACT_ERRNO" }],
+    });
+    let wanted = json!(["CAP_KILL"]);
+    bundle.config["process"]["capabilities"] =
+        json!({ "bounding": wanted, "effective": wanted, "permitted": wanted });
+    bundle.config["process"]["user"] = json!({ "uid": 0, "gid": 6, "additionalGids": [7] });
+    for no_new_privileges in [true, false] {
+        bundle.config["process"]["noNewPrivileges"] = no_new_privileges.into();
+        let status = &bundle.facts()["status"];
+        let rights = [&status["Seccomp"], &status["CapPrm"], &status["CapEff"], &status["Groups"]];
+        assert_eq!(rights, ["2", "0000000000000020", "0000000000000020", "7"], "{no_new_privileges}");
+        bundle.args(&["true"]);
+        bundle.create().ok();
+        bundle.oci(&["start", "profile"]).ok();
+        bundle.wait_status("stopped");
+        bundle.oci(&["delete", "profile"]).ok();
+    }
 }
 
 fn time() {

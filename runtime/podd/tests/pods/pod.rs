@@ -215,6 +215,7 @@ impl Pod {
             namespaces: vec![],
             cgroup: None,
             steps: vec![],
+            last: vec![],
             exec: pith_container::plan::Exec { args: vec![], env: vec![] },
         };
         let mut container = self.container(id, empty, &options);
