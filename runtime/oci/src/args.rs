@@ -1,5 +1,5 @@
-//! Flags and arguments, as engines pass them to runc: `-flag`, `--flag`, `--flag=value`, `--flag value`; the first word
-//! that is not a flag ends them, so that a command to execute keeps its own.
+//! Flags and arguments, as engines pass them to runc: `-flag`, `--flag`, `--flag=value`, `--flag value`, before, between
+//! and behind the arguments; where a command of somebody else's follows, the first argument ends them.
 
 use crate::error::{Error, Result};
 
@@ -30,20 +30,33 @@ pub struct Parsed {
 impl Parsed {
     /// Reads flags up to the first argument. What is known comes in groups, which commands share.
     pub fn read(known: &[&[Flag]], words: impl IntoIterator<Item = String>) -> Result<Parsed> {
+        Parsed::read_until(known, words, true)
+    }
+
+    /// Reads flags wherever they stand, up to a `--`.
+    pub fn read_all(known: &[&[Flag]], words: impl IntoIterator<Item = String>) -> Result<Parsed> {
+        Parsed::read_until(known, words, false)
+    }
+
+    fn read_until(
+        known: &[&[Flag]],
+        words: impl IntoIterator<Item = String>,
+        first_argument: bool,
+    ) -> Result<Parsed> {
         let mut words = words.into_iter();
         let mut parsed = Parsed::default();
         while let Some(word) = words.next() {
             if word == "--" {
                 break;
             }
-            let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            let flag = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+            let Some(flag) = flag.filter(|flag| !flag.is_empty()) else {
                 parsed.rest.push(word);
-                break;
+                if first_argument {
+                    break;
+                }
+                continue;
             };
-            if flag.is_empty() {
-                parsed.rest.push(word);
-                break;
-            }
             let (name, inline) = match flag.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (flag, None),
@@ -136,5 +149,9 @@ mod tests {
             });
             assert_eq!(got, expect, "{words:?}");
         }
+        let words = ["c", "-t", "x", "--env", "A=1", "--", "-t"].map(str::to_owned);
+        let got = Parsed::read_all(&[KNOWN], words).expect("known flags");
+        assert_eq!((got.get("env"), got.is_set("tty")), (Some("A=1"), true));
+        assert_eq!(got.rest, ["c", "x", "-t"]);
     }
 }

@@ -32,7 +32,7 @@ impl Place {
     pub(crate) fn of(spec: &Spec, id: &str, hierarchy: &Arc<Hierarchy>) -> Result<Place> {
         let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let path = match wanted.filter(|path| !path.as_os_str().is_empty()) {
-            None => format!("pith-{id}"),
+            None => id.to_owned(),
             Some(path) => normal(path)?,
         };
         let found: Vec<PathBuf> = ways(hierarchy, &path).filter(|dir| dir.is_dir()).collect();

@@ -114,9 +114,19 @@ pub fn read(words: impl IntoIterator<Item = String>) -> Result<Asked> {
         return Ok(Asked::Text(help()));
     }
     let found = COMMANDS.iter().find(|(command, ..)| command == name);
-    let (command, known, _) = found.ok_or_else(|| Error::UnknownCommand(name.clone()))?;
+    let (command, known, about) = found.ok_or_else(|| Error::UnknownCommand(name.clone()))?;
     let refused = ["checkpoint", "restore"].contains(command);
-    let flags = if refused { Parsed::default() } else { Parsed::read(known, words.iter().cloned())? };
+    let words = words.iter().cloned();
+    let asks_for_help = |word: &String| ["-h", "--h", "-help", "--help"].contains(&word.as_str());
+    let flags = match *command {
+        _ if words.clone().next().is_some_and(|word| asks_for_help(&word)) => {
+            return Ok(Asked::Text(help_on(command, known, about)));
+        }
+        _ if refused => Parsed::default(),
+        // A command to execute, and ps's options, come behind the id.
+        "exec" | "ps" => Parsed::read(known, words)?,
+        _ => Parsed::read_all(known, words)?,
+    };
     let launches = ["create", "run", "exec"].contains(command);
     let inherited =
         if launches { Inherited::take(flags.number("preserve-fds")?)? } else { Inherited::default() };
@@ -134,14 +144,37 @@ fn root(global: &Parsed) -> PathBuf {
 }
 
 fn help() -> String {
-    let mut text =
-        "pith-oci - an OCI runtime\n\nUsage: pith-oci [global options] command [options] [arguments]\n\n\
-        Global options: --root DIR, --log FILE, --log-format text|json, --debug, --version\n\nCommands:\n"
-            .to_owned();
+    let mut text = "NAME:\n   pith-oci - an OCI runtime\n\nUSAGE:\n   \
+        pith-oci [global options] command [command options] [arguments...]\n\nCOMMANDS:\n"
+        .to_owned();
     for (name, _, about) in COMMANDS {
-        text.push_str(&format!("  {name:<12}{about}\n"));
+        text.push_str(&format!("   {name:<12}{about}\n"));
+    }
+    text.push_str(&format!("\nGLOBAL OPTIONS:\n{}", help_on_flags(GLOBAL)));
+    text
+}
+
+fn help_on(command: &str, known: &[&[Flag]], about: &str) -> String {
+    let mut text = format!(
+        "NAME:\n   pith-oci {command} - {about}\n\nUSAGE:\n   pith-oci {command} [command options] [arguments...]\n"
+    );
+    if !known.is_empty() {
+        text.push_str("\nOPTIONS:\n");
+        text.extend(known.iter().map(|flags| help_on_flags(flags)));
     }
     text
+}
+
+fn help_on_flags(flags: &[Flag]) -> String {
+    let line = |flag: &Flag| {
+        let names = flag
+            .names
+            .iter()
+            .map(|name| if name.len() > 1 { format!("--{name}") } else { format!("-{name}") });
+        let value = if flag.value { " value" } else { "" };
+        format!("   {}{value}\n", names.collect::<Vec<String>>().join(", "))
+    };
+    flags.iter().map(line).collect()
 }
 
 impl Invocation {
@@ -168,16 +201,15 @@ impl Invocation {
             }
             "exec" => {
                 let (id, words) = self.flags.at_least_one(self.command)?;
-                exec::exec(&Folder::open(&self.root, id)?, &self.flags, words, &self.inherited, log)
+                Folder::open(&self.root, id)
+                    .and_then(|folder| exec::exec(&folder, &self.flags, words, &self.inherited, log))
+                    .map_err(|error| Error::Exec(Box::new(error)))
             }
             "kill" => {
                 let (id, words) = self.flags.at_least_one(self.command)?;
-                // `--all` may also stand behind the id, where runc's users put it.
-                let all =
-                    self.flags.is_set("all") || words.iter().any(|word| word == "--all" || word == "-a");
-                let signal = words.iter().find(|word| !word.starts_with("-a") && *word != "--all");
                 let folder = Folder::open(&self.root, id)?;
-                signal::kill(&folder, signal.map(String::as_str), all).map(|()| 0)
+                let signal = words.first().map(String::as_str);
+                signal::kill(&folder, signal, self.flags.is_set("all")).map(|()| 0)
             }
             "ps" => {
                 let (id, words) = self.flags.at_least_one(self.command)?;
@@ -223,13 +255,17 @@ impl Invocation {
         if self.flags.get("pidfd-socket").is_some() {
             return Err(Error::Usage("pidfd-socket is not supported".to_owned()));
         }
+        // Named from where this was called; the bundle is the working directory from here on.
+        let pid_file = self.flags.get("pid-file").filter(|path| !path.is_empty());
+        let pid_file =
+            pid_file.map(std::path::absolute).transpose().map_err(Error::io("name", "the pid file"))?;
         Ok(Request {
             root: &self.root,
             id,
             bundle: Bundle::open(self.flags.get("bundle"), log)?,
             extras: Extras::default(),
             console_socket: self.flags.get("console-socket").filter(|path| !path.is_empty()),
-            pid_file: self.flags.get("pid-file").filter(|path| !path.is_empty()),
+            pid_file,
             inherited: &self.inherited,
             no_pivot: self.flags.is_set("no-pivot"),
             no_new_keyring: self.flags.is_set("no-new-keyring"),

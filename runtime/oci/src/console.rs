@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use pith_sys::process::{Child, Ended};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use crate::error::{Error, Result};
 use crate::notify;
@@ -162,6 +162,15 @@ pub(crate) fn exit_code(ended: Ended) -> i32 {
     }
 }
 
+/// Readies a terminal that this command is to serve, before anything is written to it: ends of lines stay what the
+/// program wrote. Who reads the output may be no terminal, and one that is makes of them what it needs.
+pub(crate) fn keep_line_ends(master: &OwnedFd) {
+    if let Ok(mut modes) = rustix::termios::tcgetattr(master) {
+        modes.output_modes.remove(OutputModes::ONLCR);
+        let _ = rustix::termios::tcsetattr(master, OptionalActions::Now, &modes);
+    }
+}
+
 /// Between the terminal that this command was called on and the container's.
 struct Relay {
     master: OwnedFd,
@@ -178,6 +187,7 @@ impl Relay {
         if let Some(before) = &before {
             let mut raw = before.clone();
             raw.make_raw();
+            raw.output_modes.insert(OutputModes::OPOST);
             rustix::termios::tcsetattr(stdin, OptionalActions::Now, &raw)
                 .map_err(Error::kernel("make the terminal raw"))?;
         }

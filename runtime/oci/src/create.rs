@@ -4,7 +4,7 @@
 //! state names it too. So whenever this command is killed, what it leaves can be found and deleted.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pith_cgroup::Hierarchy;
 use pith_container::compile::{self, Caller, CgroupView, Options, Overlay, hooks_of};
@@ -32,7 +32,7 @@ pub struct Request<'a> {
     pub bundle: Bundle,
     pub extras: Extras,
     pub console_socket: Option<&'a str>,
-    pub pid_file: Option<&'a str>,
+    pub pid_file: Option<PathBuf>,
     pub inherited: &'a Inherited,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
@@ -71,6 +71,7 @@ pub(crate) fn create(request: &mut Request<'_>) -> Result<Created> {
     let bundle = &request.bundle;
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
     console::check(terminal, request.console_socket.is_some(), request.attached)?;
+    compile::passed_over(&bundle.spec).iter().for_each(|what| request.witness.warn(what));
     let hierarchy = cgroup::hierarchy()?;
     let folder = Folder::make(request.root, request.id)?;
     let state = Place::of(&bundle.spec, request.id, &hierarchy)
@@ -201,7 +202,12 @@ impl Making<'_> {
             };
             match report {
                 Report::Notice(text) => witness.warn(&text),
-                Report::Terminal => terminal = fds.pop(),
+                Report::Terminal => {
+                    terminal = fds.pop();
+                    if self.request.attached {
+                        terminal.iter().for_each(console::keep_line_ends);
+                    }
+                }
                 Report::Mappings => {
                     if let Some(mappings) = &plan.mappings {
                         let rootless = !rustix::process::geteuid().is_root();
@@ -242,8 +248,8 @@ impl Making<'_> {
         }
         state.process = Some(Identified::of(pid).ok_or(Error::Died)?);
         self.folder.save(state)?;
-        if let Some(path) = self.request.pid_file {
-            crate::state::replace(Path::new(path), pid.to_string().as_bytes())?;
+        if let Some(path) = &self.request.pid_file {
+            crate::state::replace(path, pid.to_string().as_bytes())?;
         }
         answer(launched, b"go")?;
         if self.request.tied {

@@ -40,6 +40,14 @@ pub enum Error {
     CannotExec(Status),
     #[error("cannot exec in a paused container (use --ignore-paused to override)")]
     ExecPaused,
+    #[error("exec failed: {0}")]
+    Exec(Box<Error>),
+    #[error("{0} is not a sub cgroup path")]
+    NotBelow(String),
+    #[error("unknown controller {0} in the path of a cgroup")]
+    UnknownController(String),
+    #[error("failed to connect with seccomp agent specified in the seccomp profile: {}: {source}", path.display())]
+    Agent { path: PathBuf, source: std::io::Error },
     #[error("unknown signal {0:?}")]
     UnknownSignal(String),
     #[error("JSON specification file {} not found", .0.display())]
@@ -104,6 +112,8 @@ impl Error {
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::UnknownCommand(_) => 3,
+            // Not to be taken for the command's own.
+            Error::Exec(_) => 255,
             _ => 1,
         }
     }

@@ -67,7 +67,12 @@ pub(crate) fn exec(
         match wire::receive::<Report>(launched.control.as_fd(), true) {
             // Said when the container was created.
             Ok((Report::Notice(text), _)) => log.debug(&text),
-            Ok((Report::Terminal, mut fds)) => terminal = fds.pop(),
+            Ok((Report::Terminal, mut fds)) => {
+                terminal = fds.pop();
+                if !detach {
+                    terminal.iter().for_each(console::keep_line_ends);
+                }
+            }
             Ok((Report::Listener, mut fds)) => {
                 let listener = fds.pop().ok_or(Error::Died)?;
                 notify::hand_over(&spec, &state, pid, listener)?;
@@ -117,13 +122,18 @@ fn options(state: &State, below: Option<&str>) -> Result<Options> {
         let (controller, path) = path.split_once(':').map_or((None, path), |(name, path)| (Some(name), path));
         let path = path.trim_matches('/');
         if path.split('/').any(|name| name == "..") {
-            return Err(Error::CgroupPath { path: path.to_owned() });
+            return Err(Error::NotBelow(path.to_owned()));
         }
+        let mut known = controller.is_none();
         for dir in dirs.unified.iter_mut().chain(&mut dirs.legacy) {
             let wanted = controller.is_none_or(|name| dir.ancestors().any(|above| above.ends_with(name)));
             if wanted {
                 *dir = dir.join(path);
+                known = true;
             }
+        }
+        if !known {
+            return Err(Error::UnknownController(controller.unwrap_or_default().to_owned()));
         }
     }
     Ok(Options {

@@ -31,7 +31,10 @@ pub(crate) fn hand_over(spec: &Spec, state: &State, pid: i32, listener: OwnedFd)
     if let Some(metadata) = metadata {
         message["metadata"] = metadata.into();
     }
-    send(&path, message.to_string().as_bytes(), &listener)
+    send(&path, message.to_string().as_bytes(), &listener).map_err(|error| match error {
+        Error::Io { path, source, .. } => Error::Agent { path, source },
+        other => other,
+    })
 }
 
 /// Sends bytes with one descriptor over a stream socket at a path.

@@ -12,7 +12,8 @@ pub(crate) fn write(dir: &Path, rootless: bool) -> Result<()> {
     if path.exists() {
         return Err(Error::Usage(format!("File {} exists. Remove it first", path.display())));
     }
-    let spec = spec(rootless);
+    let unified = crate::cgroup::hierarchy()?.v1_roots().is_empty();
+    let spec = spec(rootless, unified);
     let text = serde_json::to_string_pretty(&spec).expect("a JSON value is valid JSON");
     std::fs::write(&path, text).map_err(Error::io("write", path))
 }
@@ -21,7 +22,7 @@ fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Value 
     json!({ "destination": destination, "type": typ, "source": source, "options": options })
 }
 
-fn spec(rootless: bool) -> Value {
+fn spec(rootless: bool, unified: bool) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let mut spec = json!({
         "ociVersion": SPEC_VERSION,
@@ -55,12 +56,17 @@ fn spec(rootless: bool) -> Value {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
             "namespaces": [
                 { "type": "pid" }, { "type": "network" }, { "type": "ipc" },
-                { "type": "uts" }, { "type": "mount" }, { "type": "cgroup" },
+                { "type": "uts" }, { "type": "mount" },
             ],
             "maskedPaths": pith_container::compile::default_masked_paths(),
             "readonlyPaths": pith_container::compile::default_readonly_paths(),
         },
     });
+    // Hosts with version 1 controllers have mostly engines that know of no cgroup namespace; runc asks for one, too,
+    // where version 2 is all there is.
+    if unified && let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
     if rootless {
         make_rootless(&mut spec);
     }
@@ -106,7 +112,7 @@ mod tests {
     #[test]
     fn it_is_a_spec() {
         for rootless in [false, true] {
-            let spec: Spec = serde_json::from_value(spec(rootless)).expect("as the types have it");
+            let spec: Spec = serde_json::from_value(spec(rootless, true)).expect("as the types have it");
             assert_eq!(spec.linux().as_ref().is_some_and(|l| l.uid_mappings().is_some()), rootless);
         }
     }

@@ -90,6 +90,10 @@ fn resources(flags: &Parsed) -> Result<LinuxResources> {
             wanted["cpu"][key] = Value::from(list);
         }
     }
+    if wanted["memory"]["limit"] == -1 && wanted["memory"]["swap"].is_null() {
+        // Memory and swap together cannot be limited to less than memory: no limit is none on either.
+        wanted["memory"]["swap"] = (-1).into();
+    }
     serde_json::from_value(wanted).map_err(|source| Error::Config { path: "resources".into(), source })
 }
 
@@ -141,6 +145,10 @@ mod tests {
         let memory = resources.memory().as_ref().expect("memory");
         assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(2)));
         assert_eq!(resources.pids().as_ref().map(|pids| pids.limit()), Some(3));
+        let unlimited = Parsed::read(&[FLAGS], ["--memory", "-1"].map(str::to_owned)).expect("flags");
+        let unlimited = super::resources(&unlimited).expect("resources");
+        let memory = unlimited.memory().as_ref().expect("memory");
+        assert_eq!((memory.limit(), memory.swap()), (Some(-1), Some(-1)));
         assert_eq!(resources.cpu().as_ref().and_then(|cpu| cpu.cpus().clone()).as_deref(), Some("0"));
     }
 }

@@ -251,6 +251,12 @@ fn root_and_mounts(
     Ok(())
 }
 
+/// Parts of a spec that have no effect, in words: as mount(2) has it, and as people are used to.
+#[must_use]
+pub fn passed_over(spec: &Spec) -> Vec<String> {
+    mounts::passed_over(spec.mounts().as_deref().unwrap_or_default())
+}
+
 /// The plan of a process that joins a running container. `spec` is the container's own.
 pub fn exec(spec: &Spec, process: &Process, options: &Options) -> Result<Plan, CompileError> {
     bundle::refuse_process(process, None)?;

@@ -122,24 +122,21 @@ impl<'a> Mounts<'a> {
     ) -> Result<(), CompileError> {
         let Some(Step::Attach { slot, target }) = self.attach.pop() else { return Ok(()) };
         let read_only = options.attributes.set & RDONLY != 0;
-        let close = Step::SetAttributes {
-            slot,
-            attributes: Attributes { set: RDONLY, clear: 0 },
-            propagation: None,
-            recursive: false,
-        };
+        if read_only {
+            // Once /dev/console is in it, too.
+            let attributes = Attributes { set: RDONLY, clear: 0 };
+            self.cover.push(Step::Remount { target: target.clone(), attributes, recursive: false });
+        }
         if self.namespaces.users() {
             // Mounts can be put on it only where it is attached.
             self.attach.push(Step::Attach { slot, target: target.clone() });
             self.devices_in(slot, &target, devices, slots)?;
             self.make.extend(links(slot));
             self.make.extend(directories(slot));
-            self.attach.extend(read_only.then_some(close));
         } else {
             self.make.extend(devices.iter().cloned().map(|device| Step::MakeDevice { slot, device }));
             self.make.extend(links(slot));
             self.make.extend(directories(slot));
-            self.make.extend(read_only.then_some(close));
             self.attach.push(Step::Attach { slot, target });
         }
         Ok(())
@@ -173,10 +170,6 @@ impl<'a> Mounts<'a> {
         slots: &mut Slots,
     ) -> Result<(), CompileError> {
         let path = mount.source().clone().ok_or(CompileError::Missing { field: "mounts[].source" })?;
-        if let Some((key, _)) = options.data.first() {
-            let key = Path::new(key);
-            return Err(invalid(&format!("{field}.options"), key, "does not apply to a bind mount"));
-        }
         let source = match self.options.confine.get(mount.destination()) {
             None => Source { path, beneath: None },
             Some(base) => match path.strip_prefix(base) {
@@ -244,9 +237,15 @@ impl<'a> Mounts<'a> {
             }
         }
         let mut data = options.data.clone();
+        if kind == "tmpfs" && !options.copy_up && data.iter().all(|(key, _)| key != "mode") {
+            self.attach.push(Step::CopyMode { slot, path: target.clone() });
+        }
         let label = linux.mount_label().clone().filter(|label| !label.is_empty());
         if let Some(label) = label.filter(|_| !["proc", "sysfs"].contains(&kind.as_str())) {
             data.push(("context".to_owned(), Some(label)));
+        }
+        if ["proc", "sysfs"].contains(&kind.as_str()) {
+            self.attach.push(Step::NoLink { path: target.clone() });
         }
         self.make.push(Step::Filesystem { slot, kind, source, options: data, attributes });
         let rest = MountOptions { attributes: Default::default(), ..options.clone() };
@@ -391,6 +390,25 @@ impl<'a> Mounts<'a> {
         }
         Ok(())
     }
+}
+
+/// What the kernel passes over, in words: data for a file system, where a bind mount brings one that is mounted.
+pub(super) fn passed_over(mounts: &[Mount]) -> Vec<String> {
+    let mut words = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let field = format!("mounts[{index}]");
+        let options = mount.options().as_deref().unwrap_or_default();
+        let Ok(parsed) = mount_options::parse(options, &field) else { continue };
+        if parsed.bind.is_some() || mount.typ().as_deref() == Some("bind") {
+            words.extend(
+                parsed
+                    .data
+                    .iter()
+                    .map(|(key, _)| format!("{field}.options: {key} is nothing to a bind mount")),
+            );
+        }
+    }
+    words
 }
 
 fn changes(slot: Slot, options: &MountOptions) -> Vec<Step> {

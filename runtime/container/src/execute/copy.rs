@@ -29,6 +29,19 @@ impl Executor {
     }
 }
 
+impl Executor {
+    pub(super) fn copy_mode(&mut self, slot: Slot, path: &Path) -> StepResult {
+        here();
+        let covered = match open_in_root(self.root()?, path, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT) => return Ok(()),
+            found => found.about(|| path.display().to_string())?,
+        };
+        let mode = rustix::fs::fstat(&covered)?.st_mode & 0o7777;
+        let to = rustix::fs::openat(self.get(slot)?, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rustix::fs::fchmod(&to, Mode::from_raw_mode(mode))?)
+    }
+}
+
 /// Copies what is in a directory, and gives the copy its owner, mode and times. Links are copied as links, and
 /// nothing is looked up through one.
 fn tree(from: OwnedFd, to: OwnedFd, depth: u32) -> Result<(), Errno> {

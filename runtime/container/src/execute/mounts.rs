@@ -1,7 +1,7 @@
 //! Steps on mounts and on paths inside the root.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -234,12 +234,39 @@ pub(super) fn enter_root(placed: BorrowedFd<'_>, how: Enter) -> StepResult<Owned
             rustix::mount::unmount(".", UnmountFlags::DETACH).about(|| "umount2".to_owned())?;
         }
         Enter::Move => {
+            uncover_nothing(placed)?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             rustix::mount::move_mount(placed, "", CWD, "/", flags).about(|| "move_mount".to_owned())?;
             rustix::process::chroot(".").about(|| "chroot".to_owned())?;
         }
     }
     open_root()
+}
+
+/// Takes the host's procfs and sysfs away from a mount namespace in which they stay behind the new root. As long as
+/// there is one with nothing masked, the kernel lets a user namespace in the container mount another such (mount_too_revealing
+/// in fs/namespace.c).
+fn uncover_nothing(placed: BorrowedFd<'_>) -> StepResult {
+    let own = std::fs::read_link(format!("/proc/self/fd/{}", placed.as_raw_fd()));
+    let table = std::fs::read_to_string("/proc/self/mountinfo");
+    let (Ok(own), Ok(table)) = (own, table) else {
+        return Err(Errno::NOENT).about(|| "/proc of the host".to_owned());
+    };
+    // proc_pid_mountinfo(5): the fifth field is the mount point, the type follows a single hyphen.
+    let revealing = table.lines().rev().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let kind = file_system.split(' ').next()?;
+        let point = Path::new(mount.split(' ').nth(4)?);
+        (["proc", "sysfs"].contains(&kind) && !point.starts_with(&own)).then_some(point)
+    });
+    for point in revealing {
+        match rustix::mount::unmount(point, UnmountFlags::DETACH) {
+            // Gone with one above it.
+            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+            Err(errno) => return Err(errno).about(|| format!("umount2 {}", point.display())),
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn change_root(at: &Path) -> StepResult<OwnedFd> {
@@ -347,6 +374,22 @@ fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
         Component::ParentDir => Some(OsString::from("..")),
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     })
+}
+
+/// What masks and protects parts of /proc and /sys does so by these names: an image may not have them elsewhere.
+pub(super) fn no_link(root: BorrowedFd<'_>, path: &Path) -> StepResult {
+    here();
+    let found = open_beneath(root, path.strip_prefix("/").unwrap_or(path), OFlags::PATH | OFlags::NOFOLLOW);
+    let is_directory = match found {
+        Ok(found) => is_directory(&found)?,
+        Err(Errno::NOENT) => true,
+        Err(Errno::LOOP | Errno::NOTDIR) => false,
+        Err(errno) => return Err(errno.into()),
+    };
+    if is_directory {
+        return Ok(());
+    }
+    Err(Errno::NOTDIR).about(|| format!("{} must be mounted on ordinary directory", path.display()))
 }
 
 fn make_one(root: BorrowedFd<'_>, parent: &Path, name: &OsStr, is_dir: bool) -> StepResult {

@@ -81,6 +81,8 @@ impl Executor {
                 Ok(())
             }
             Step::CopyUp { slot, path } => self.copy_up(*slot, path),
+            Step::NoLink { path } => mounts::no_link(self.root()?, path),
+            Step::CopyMode { slot, path } => self.copy_mode(*slot, path),
             Step::Remount { target, attributes, recursive } => {
                 mounts::remount(self.root()?, target, *attributes, *recursive)
             }

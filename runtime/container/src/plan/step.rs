@@ -150,11 +150,20 @@ pub enum Step {
         slot: Slot,
         path: PathBuf,
     },
+    /// Gives a file system made aside the mode of the directory that it is about to cover.
+    CopyMode {
+        slot: Slot,
+        path: PathBuf,
+    },
     /// Changes the attributes of what is mounted at a path in the root.
     Remount {
         target: PathBuf,
         attributes: Attributes,
         recursive: bool,
+    },
+    /// Makes sure that no link leads to the directory at a path, where one is there.
+    NoLink {
+        path: PathBuf,
     },
     /// Attaches a mount below the root; the target is made if it is missing and never leaves the root.
     Attach {

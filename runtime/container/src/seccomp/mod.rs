@@ -44,9 +44,7 @@ pub enum SeccompError {
     Argument { syscall: String, index: usize },
     #[error("linux.seccomp: the filter has {length} instructions, the kernel takes {MAX_INSTRUCTIONS}")]
     TooLong { length: usize },
-    #[error(
-        "linux.seccomp: an action SCMP_ACT_NOTIFY needs a listenerPath, and a listenerPath such an action"
-    )]
+    #[error("linux.seccomp: an action SCMP_ACT_NOTIFY needs a listenerPath")]
     Listener,
     #[error("linux.seccomp: SCMP_ACT_NOTIFY for sendmsg, by which the listener itself is handed over")]
     NotifySendmsg,
@@ -127,7 +125,7 @@ fn notifies(profile: &LinuxSeccomp, entries: &[Entry<'_>], fallback: u32) -> Res
     let mut notifying = entries.iter().filter(|entry| entry.action == RET_USER_NOTIF).peekable();
     let notifies = notifying.peek().is_some();
     let path = profile.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
-    if notifies != path {
+    if notifies && !path {
         return Err(SeccompError::Listener);
     }
     if notifying.any(|entry| entry.names.contains(&"sendmsg")) {

@@ -113,6 +113,8 @@ impl Step {
             Step::EnterRoot { how: Enter::Pivot } => "pivot_root; umount2 MNT_DETACH the old root".to_owned(),
             Step::EnterRoot { how: Enter::Move } => "move_mount the root to /; chroot".to_owned(),
             Step::ChangeRoot { at } => format!("chroot {}", at.display()),
+            Step::NoLink { path } => format!("openat2 RESOLVE_NO_SYMLINKS {}", path.display()),
+            Step::CopyMode { slot, path } => format!("chmod #{} as {}", slot.0, path.display()),
             Step::CopyUp { slot, path } => format!("copy {} to #{}", path.display(), slot.0),
             Step::Remount { target, attributes, recursive } => {
                 format!("mount_setattr {}{}{}", target.display(), change(*attributes), tree(*recursive))

@@ -47,6 +47,8 @@ impl Step {
             Step::EnterRoot { how: Enter::Move } | Step::ChangeRoot { .. } => {
                 "/ is the container's".to_owned()
             }
+            Step::NoLink { .. } => "the image does not say where it is mounted".to_owned(),
+            Step::CopyMode { .. } => "it may be entered and written as what it covers".to_owned(),
             Step::CopyUp { .. } => "the image's files appear in what will cover them".to_owned(),
             Step::Remount { .. } => "what may be done below that path".to_owned(),
             Step::Attach { target, .. } => format!("{} is there; its path cannot lead out", target.display()),

@@ -36,7 +36,18 @@ impl Outcome {
     /// It failed with 1 and one line that holds `text`.
     #[track_caller]
     pub(crate) fn refused(self, text: &str) {
-        assert_eq!(self.code, 1, "{self:?}");
+        self.refused_with(1, text);
+    }
+
+    /// The same of `exec`, whose own failures are not to be taken for the command's.
+    #[track_caller]
+    pub(crate) fn exec_refused(self, text: &str) {
+        self.refused_with(255, text);
+    }
+
+    #[track_caller]
+    fn refused_with(self, code: i32, text: &str) {
+        assert_eq!(self.code, code, "{self:?}");
         assert!(self.stderr.contains(text), "{text:?} in {self:?}");
         assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
     }

@@ -214,6 +214,21 @@ fn names(dir: &str) -> Vec<String> {
 }
 
 /// Tries to do something; says how it went.
+/// Mounts a procfs in namespaces below a user namespace of its own, as root of which it may.
+fn procfs_of_its_own() -> Result<(), rustix::io::Errno> {
+    use pith_sys::process::{Ended, namespaces};
+    let flags = namespaces::USER | namespaces::MOUNT | namespaces::PID;
+    let child = pith_sys::process::fork(flags, None, || {
+        let mounted = rustix::mount::mount("proc", "/proc", "proc", rustix::mount::MountFlags::empty(), None);
+        mounted.map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
+    })?;
+    match pith_sys::process::wait(&child.pidfd)? {
+        Ended::Code(0) => Ok(()),
+        Ended::Code(errno) => Err(rustix::io::Errno::from_raw_os_error(errno)),
+        Ended::Signal(_) => Err(rustix::io::Errno::INTR),
+    }
+}
+
 fn attempt(what: &str) -> String {
     let io = |result: std::io::Result<()>| match result {
         Ok(()) => "done".to_owned(),
@@ -237,6 +252,11 @@ fn attempt(what: &str) -> String {
             rustix::fs::Mode::from_raw_mode(0o666),
             rustix::fs::makedev(254, 0),
         )),
+        ("mode", path) => {
+            let mode = |metadata: fs::Metadata| format!("{:o}", metadata.mode() & 0o7777);
+            fs::metadata(path).map_or_else(|error| io(Err(error)), mode)
+        }
+        ("proc", _) => kernel(procfs_of_its_own()),
         ("getcwd", _) => io(std::env::current_dir().map(drop)),
         ("unshare", _) => kernel(pith_sys::process::unshare(pith_sys::process::namespaces::USER)),
         ("shared", path) => {

@@ -166,7 +166,7 @@ fn pausing() {
     bundle.oci(&["resume", "pausing"]).refused("container not paused");
     bundle.oci(&["pause", "pausing"]).ok();
     assert_eq!(bundle.status(), "paused");
-    bundle.oci(&["exec", "pausing", "guest", "exit", "0"]).refused("paused");
+    bundle.oci(&["exec", "pausing", "guest", "exit", "0"]).exec_refused("paused");
     bundle.oci(&["resume", "pausing"]).ok();
     assert_eq!(bundle.status(), "running");
     bundle.oci(&["exec", "pausing", "guest", "exit", "0"]).ok();
@@ -226,9 +226,12 @@ fn executing() {
         (vec!["--user", " 0", "executing", "true"], "is not a user or group number"),
         (vec!["--cap", "CAP_X", "executing", "true"], "is not a capability"),
         (vec!["--process", "/nope", "executing"], "/nope"),
+        (vec!["--pid-file", "/nope/pid", "executing", "true"], "/nope/pid"),
+        (vec!["--cgroup", "..", "executing", "true"], ".. is not a sub cgroup path"),
+        (vec!["--cgroup", "whaaat:/", "executing", "true"], "unknown controller whaaat"),
     ] {
         let words: Vec<&str> = ["exec"].into_iter().chain(words).collect();
-        bundle.oci(&words).refused(text);
+        bundle.oci(&words).exec_refused(text);
     }
     let process = json!({ "cwd": "/tmp", "user": { "uid": 1, "gid": 2 }, "args": ["/bin/guest", "wait"] });
     fs::write(bundle.path("process.json"), process.to_string()).expect("write");
@@ -243,7 +246,7 @@ fn executing() {
     assert!(status.contains("Uid:\t1\t1\t1\t1\n"), "{status}");
     bundle.oci(&["kill", "executing", "KILL"]).ok();
     bundle.wait_status("stopped");
-    bundle.oci(&["exec", "executing", "true"]).refused("cannot exec in a stopped container");
+    bundle.oci(&["exec", "executing", "true"]).exec_refused("cannot exec in a stopped container");
 }
 
 fn updating() {

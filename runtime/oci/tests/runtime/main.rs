@@ -15,6 +15,7 @@ mod hooks;
 mod killed;
 mod life;
 mod refusals;
+mod suites;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         life::TESTS,
         refusals::TESTS,
+        suites::TESTS,
         fields::TESTS,
         config::TESTS,
         hooks::TESTS,

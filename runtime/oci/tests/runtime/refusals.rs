@@ -15,9 +15,10 @@ fn wrong_ids_and_words() {
     bundle.args(&["exit", "0"]);
     bundle.write();
     for id in ["", ".", "..", "a/b", "../x", "a b", "ä"] {
-        for command in ["create", "run", "start", "state", "delete", "exec", "kill", "pause"] {
+        for command in ["create", "run", "start", "state", "delete", "kill", "pause"] {
             bundle.oci(&[command, id]).refused("invalid container ID format");
         }
+        bundle.oci(&["exec", id, "true"]).exec_refused("invalid container ID format");
     }
     for command in
         ["create", "run", "start", "state", "delete", "exec", "kill", "pause", "resume", "events", "ps"]
@@ -27,13 +28,20 @@ fn wrong_ids_and_words() {
     for command in ["start", "state", "delete", "pause", "resume", "events", "ps", "kill", "update"] {
         bundle.oci(&[command, "none"]).refused("container does not exist");
     }
-    bundle.oci(&["exec", "none", "true"]).refused("container does not exist");
+    bundle.oci(&["exec", "none", "true"]).exec_refused("container does not exist");
     bundle.oci(&["create", "a", "b"]).refused("requires exactly 1 argument(s)");
     bundle.oci(&["create", "--nope", "a"]).refused("flag provided but not defined: -nope");
     bundle.oci(&["checkpoint", "a"]).refused("checkpoint is not supported");
     bundle.oci(&["restore", "a"]).refused("restore is not supported");
     bundle.oci(&["--systemd-cgroup", "create", "a"]).refused("systemd");
     assert_eq!(bundle.oci(&["frobnicate"]).code, 3);
+    for (words, line) in [
+        (vec!["-h"], "NAME:"),
+        (vec!["checkpoint", "-h"], "   pith-oci checkpoint"),
+        (vec!["exec", "--help"], "   --tty, -t"),
+    ] {
+        assert!(bundle.oci(&words).ok().lines().any(|found| found.starts_with(line)), "{words:?}");
+    }
     assert!(bundle.oci(&["--version"]).ok().contains("spec: 1.2.0"));
     let features: Value = serde_json::from_str(&bundle.oci(&["features"]).ok()).expect("JSON");
     assert_eq!(features["ociVersionMax"], "1.2.0");
