@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::state::{Folder, State, Status};
 use crate::witness::Witness;
 
+/// How long it takes where nothing is in the way.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// How long a killed process may take to end.
 const END: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
@@ -74,14 +76,38 @@ fn kill_and_wait(process: crate::state::Identified) -> Result<()> {
         Err(errno) => return Err(Error::kernel("kill")(errno)),
     }
     // A pidfd is readable once its process has ended, whoever's child it is.
-    match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END)) {
-        Ok(0) => Err(Error::Kernel {
+    let ended = |within: &Timespec| {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(within))).map(|ready| ready > 0)
+    };
+    if ended(&SOON).map_err(Error::kernel("poll"))? {
+        return Ok(());
+    }
+    thaw(process.pid)?;
+    match ended(&END).map_err(Error::kernel("poll"))? {
+        true => Ok(()),
+        false => Err(Error::Kernel {
             operation: "wait for the end of the container",
             source: rustix::io::Errno::TIMEDOUT,
         }),
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(errno) => Err(Error::kernel("poll")(errno)),
     }
+}
+
+/// A process that somebody has frozen by version 1 takes no signal, not even SIGKILL.
+fn thaw(pid: i32) -> Result<()> {
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let (mounts, cgroups) = (read("/proc/self/mountinfo".to_owned()), read(format!("/proc/{pid}/cgroup")));
+    // proc_pid_mountinfo(5): the fifth field is the mount point, the last one names the controllers.
+    let root = mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - cgroup ")?;
+        file_system.split([' ', ',']).any(|option| option == "freezer").then(|| mount.split(' ').nth(4))?
+    });
+    let path = cgroups.lines().find_map(|line| line.split_once(":freezer:").map(|(_, path)| path));
+    if let (Some(root), Some(path)) = (root, path.filter(|path| *path != "/")) {
+        let state = format!("{root}{path}/freezer.state");
+        std::fs::write(&state, "THAWED").map_err(Error::io("write", state))?;
+    }
+    Ok(())
 }
 
 /// A poststop hook that fails is a warning; the others still run.

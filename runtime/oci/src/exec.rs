@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::notify;
 use crate::state::{Folder, State, Status};
+use crate::witness::Witness;
 
 /// Runs a process; its exit code, or 0 once it runs detached.
 pub(crate) fn exec(
@@ -165,7 +166,7 @@ fn process(
             }
             let process = spec.process().clone();
             let process = process.ok_or_else(|| Error::Invalid("process is missing".to_owned()))?;
-            from_flags(process, flags, words)?
+            from_flags(process, flags, words, log)?
         }
     };
     let mut env = process.env().clone().unwrap_or_default();
@@ -174,7 +175,7 @@ fn process(
     Ok(process)
 }
 
-fn from_flags(mut process: Process, flags: &Parsed, words: &[String]) -> Result<Process> {
+fn from_flags(mut process: Process, flags: &Parsed, words: &[String], log: &Log) -> Result<Process> {
     process.set_args(Some(words.to_vec()));
     process.set_terminal(Some(flags.is_set("tty")));
     if flags.is_set("tty")
@@ -217,14 +218,20 @@ fn from_flags(mut process: Process, flags: &Parsed, words: &[String]) -> Result<
     }
     let more: Vec<&str> = flags.all("cap").flat_map(|caps| caps.split(',')).collect();
     if !more.is_empty() {
-        add_capabilities(&mut process, &more)?;
+        add_capabilities(&mut process, &more, log)?;
     }
     Ok(process)
 }
 
-/// Adds to the sets that let a program have them; nothing becomes inheritable (CVE-2022-29162).
-fn add_capabilities(process: &mut Process, names: &[&str]) -> Result<()> {
-    let more = capability_sets(names)?;
+/// Adds to the sets that let a program have them; nothing becomes inheritable (CVE-2022-29162). Unknown ones are named in
+/// a warning, as those of a configuration are.
+fn add_capabilities(process: &mut Process, names: &[&str], log: &Log) -> Result<()> {
+    let (known, unknown): (Vec<&str>, Vec<&str>) =
+        names.iter().partition(|name| compile::capability_mask(name).is_ok());
+    if !unknown.is_empty() {
+        log.warn(&format!("ignoring unknown or unavailable capabilities: {}", unknown.join(", ")));
+    }
+    let more = capability_sets(&known)?;
     let mut sets = match process.capabilities() {
         Some(sets) => sets.clone(),
         None => capability_sets::<&str>(&[])?,

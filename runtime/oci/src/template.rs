@@ -15,7 +15,11 @@ pub(crate) fn write(dir: &Path, rootless: bool) -> Result<()> {
     let unified = crate::cgroup::hierarchy()?.v1_roots().is_empty();
     let spec = spec(rootless, unified);
     let text = serde_json::to_string_pretty(&spec).expect("a JSON value is valid JSON");
-    std::fs::write(&path, text).map_err(Error::io("write", path))
+    std::fs::write(&path, text).map_err(|error| {
+        // Half a configuration would be in the way of the next try.
+        let _ = std::fs::remove_file(&path);
+        Error::io("write", path)(error)
+    })
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Value {

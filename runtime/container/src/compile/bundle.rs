@@ -107,11 +107,18 @@ pub(super) fn sysctls(
         .into_iter()
         .map(|(key, value)| {
             let dotted = if key.contains('/') { key.replace('/', ".") } else { key.clone() };
+            if dotted == "kernel.hostname" && caller {
+                return Err(CompileError::Invalid {
+                    field: "linux.sysctl".to_owned(),
+                    value: key.clone(),
+                    problem: "is what the field hostname is for",
+                });
+            }
             let owner = if dotted.starts_with("net.") {
                 Some(Namespace::Network)
             } else if IPC_SYSCTLS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
                 Some(Namespace::Ipc)
-            } else if ["kernel.domainname", "kernel.hostname"].contains(&dotted.as_str()) {
+            } else if dotted == "kernel.domainname" {
                 Some(Namespace::Uts)
             } else if dotted.starts_with("user.") {
                 Some(Namespace::User)

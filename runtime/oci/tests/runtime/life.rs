@@ -224,7 +224,6 @@ fn executing() {
         (vec!["executing", "nope"], "executable file not found in $PATH"),
         (vec!["--user", "x", "executing", "true"], "is not a user or group number"),
         (vec!["--user", " 0", "executing", "true"], "is not a user or group number"),
-        (vec!["--cap", "CAP_X", "executing", "true"], "is not a capability"),
         (vec!["--process", "/nope", "executing"], "/nope"),
         (vec!["--pid-file", "/nope/pid", "executing", "true"], "/nope/pid"),
         (vec!["--cgroup", "..", "executing", "true"], ".. is not a sub cgroup path"),

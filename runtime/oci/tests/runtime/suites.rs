@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("suite_command_line", command_line),
     ("suite_terminal", terminal),
     ("suite_no_pivot", no_pivot),
+    ("suite_frozen", frozen),
+    ("full_disk", full_disk),
 ];
 
 fn add_mount(bundle: &mut Bundle, mount: Value) {
@@ -72,6 +74,9 @@ fn command_line() {
     assert_eq!(fs::read_to_string(bundle.path("rootfs/pid")).expect("written"), bundle.pid().to_string());
     bundle.oci(&["update", "order", "--memory", "64m"]).ok();
     bundle.oci(&["update", "order", "--memory", "-1"]).ok();
+    let exec = bundle.oci(&["exec", "--cap", "CAP_UNKNOWN", "order", "true"]);
+    assert!(exec.stderr.contains("CAP_UNKNOWN"), "{exec:?}");
+    exec.ok();
     bundle.oci(&["kill", "order", "KILL", "--all"]).ok();
     bundle.wait_status("stopped");
     bundle.oci(&["delete", "order", "--force"]).ok();
@@ -82,6 +87,57 @@ fn command_line() {
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).expect("it is there");
     assert!(cgroup.lines().any(|line| line.ends_with(&format!(":/{}", bundle.name))), "{cgroup}");
     bundle.oci(&["delete", "--force", &bundle.name]).ok();
+}
+
+/// Who is frozen by somebody else, through version 1, takes no SIGKILL: it is thawed for its end.
+fn frozen() {
+    let freezer =
+        std::path::PathBuf::from(format!("/sys/fs/cgroup/freezer/pith-oci-test-{}", std::process::id()));
+    if fs::create_dir(&freezer).is_err() {
+        eprintln!("SKIPPED: suite_frozen: no version 1 freezer");
+        return;
+    }
+    let mut bundle = Bundle::new("frozen");
+    bundle.args(&["wait"]);
+    bundle.create().ok();
+    fs::write(freezer.join("tasks"), bundle.pid().to_string()).expect("moved");
+    fs::write(freezer.join("freezer.state"), "FROZEN").expect("frozen");
+    let deleted = bundle.oci(&["delete", "--force", "frozen"]);
+    let _ = fs::write(freezer.join("freezer.state"), "THAWED");
+    fs::remove_dir(&freezer).expect("empty");
+    deleted.ok();
+}
+
+/// Where the disk is full: one line, runc's exit code, and nothing half-created.
+fn full_disk() {
+    let mut bundle = Bundle::new("full");
+    bundle.args(&["wait"]);
+    bundle.write();
+    let (oci, disk) = (env!("CARGO_BIN_EXE_pith-oci"), bundle.text("disk"));
+    fs::create_dir(&disk).expect("mkdir");
+    let aside = bundle.text("state");
+    let cases = [
+        ("size=64k", format!("--root {disk}/state create full"), "state/full/state.json"),
+        ("nr_inodes=5", format!("--root {disk}/state create full"), "state/full"),
+        ("nr_inodes=4", format!("--root {disk}/state run full"), "state/full"),
+        ("size=64k", format!("--root {aside} create --pid-file {disk}/new/pid full"), "new/pid"),
+        ("size=64k", format!("spec --bundle {disk}/new"), "new/config.json"),
+    ];
+    for (options, words, file) in cases {
+        // The tmpfs ends with its namespace; `find` has the last word.
+        let script = format!(
+            "mount -t tmpfs -o {options} pith-full {disk} && mkdir {disk}/state {disk}/new || exit 9
+            cat /dev/zero >{disk}/fill 2>/dev/null; {oci} {words}; code=$?
+            find {disk}/state {disk}/new -mindepth 1; exit $code"
+        );
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).current_dir(&bundle.dir);
+        let outcome = bundle.finish(command);
+        assert_eq!(outcome.stdout, "", "{words}");
+        assert!(outcome.stderr.contains(&format!("{disk}/{file}")), "{outcome:?}");
+        outcome.refused("No space left on device");
+        assert_eq!(bundle.leftovers(), [""; 0], "{words}");
+    }
 }
 
 /// A read-only /dev has its console, and lines end as the program wrote them.
