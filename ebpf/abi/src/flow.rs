@@ -73,6 +73,36 @@ pub struct FragmentKey {
 pub struct Fragment {
     pub src_be: u32,
     pub dst_be: u32,
+    /// `bpf_ktime_get_coarse_ns` of the first piece: identifiers come again.
+    pub first_ns: u64,
+}
+
+/// Which of the pieces that came before their first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ParkedKey {
+    pub fragment: FragmentKey,
+    /// Counted from 0, below [`Parked::PIECES`].
+    pub nth: u32,
+}
+
+/// A piece that came before its first and waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Parked {
+    /// `bpf_ktime_get_coarse_ns` of its arrival.
+    pub parked_ns: u64,
+    /// How many of `bytes` it has.
+    pub length: u32,
+    /// From its Ethernet header on.
+    pub bytes: [u8; Self::BYTES],
+}
+
+impl Parked {
+    /// Frames at an uplink with the MTU of Ethernet have 1514.
+    pub const BYTES: usize = 1524;
+    /// Of one datagram: the largest has 44 of that MTU.
+    pub const PIECES: u32 = 48;
 }
 
 /// Words of AT_PODS: whether the programs at pods' links have anything to do. Most of the time they have not,
@@ -146,5 +176,7 @@ const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<FragmentKey>() == 12);
-    assert!(size_of::<Fragment>() == 8);
+    assert!(size_of::<Fragment>() == 16);
+    assert!(size_of::<ParkedKey>() == 16);
+    assert!(size_of::<Parked>() == 1536);
 };

@@ -14,6 +14,7 @@
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
 //! SOURCES    service, range ► 1                        longest prefix, who may use a Service
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
+//! PARKED     ParkedKey ► Parked                    LRU hash, pieces that came before their first
 //! CARRY      words ► bit matrix                        array, for checksums of SCTP
 //! AT_PODS    AtPods   ──► count                        array, what there is to do at pods' links
 //! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
@@ -29,7 +30,7 @@ mod reason;
 mod service;
 mod socket;
 
-pub use flow::{AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Tuple};
+pub use flow::{AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Parked, ParkedKey, Tuple};
 pub use node::{NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
@@ -39,7 +40,7 @@ pub use service::{
 pub use socket::{PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -56,12 +57,13 @@ pub mod map_name {
 
     pub const SOURCES: &str = "SOURCES";
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const PARKED: &str = "PARKED";
     pub const CARRY: &str = "CARRY";
     pub const AT_PODS: &str = "AT_PODS";
 
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS, SOURCES,
-        FRAGMENTS, CARRY, AT_PODS,
+        FRAGMENTS, PARKED, CARRY, AT_PODS,
     ];
 }
 
@@ -83,6 +85,8 @@ pub mod default_limit {
     pub const SOURCES: u32 = 16_384;
     /// Datagrams in pieces, under way at one time.
     pub const FRAGMENTS: u32 = 4_096;
+    /// Pieces that came before their first: 1.5 KiB each, the oldest give way.
+    pub const PARKED: u32 = 512;
 }
 
 /// Protocol numbers of IP that Services know (RFC 5237 registry).

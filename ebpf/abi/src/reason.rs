@@ -52,7 +52,7 @@ reasons! {
     UplinkNotIpv4 = "uplink_not_ipv4",
     /// A packet at the uplink is too short or malformed; the host stack judges it.
     UplinkMalformed = "uplink_malformed",
-    /// A later fragment at the uplink: its ports are not known.
+    /// A later fragment at the uplink whose first was not translated, or is not known.
     UplinkFragment = "uplink_fragment",
     /// A first packet to a node port was given a backend on this node.
     NodePortLocal = "node_port_local",
@@ -106,6 +106,12 @@ reasons! {
     BackendGone = "backend_gone",
     /// An ARP request for an address that this node announces was answered.
     Announced = "announced",
+    /// A later fragment came before its first and waits for it.
+    FragmentParked = "fragment_parked",
+    /// A first fragment was sent round again, with those behind it that had waited.
+    FragmentsReleased = "fragments_released",
+    /// A later fragment came before its first and is too large to wait.
+    FragmentTooLarge = "fragment_too_large",
 }
 
 /// Number of counters.

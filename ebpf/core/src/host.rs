@@ -68,6 +68,8 @@ pub struct Memory {
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sources: RefCell<Vec<(u8, SourceKey)>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    /// Pieces that wait for their first: who acts on verdicts keeps them here.
+    pub parked: RefCell<HashMap<FragmentKey, Vec<Buffer>>>,
     pub flows: RefCell<HashMap<Tuple, Flow>>,
     pub forwards: RefCell<HashMap<Tuple, Tuple>>,
     /// Flows that began at pods' links and have not been found to be over.
@@ -228,6 +230,10 @@ impl Tables for Memory {
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn any_parked(&self, key: &FragmentKey) -> bool {
+        self.parked.borrow().contains_key(key)
     }
 
     fn random(&self) -> u32 {

@@ -39,7 +39,7 @@ mod begin;
 pub mod checksum;
 pub mod crc;
 pub mod flow;
-mod fragment;
+pub mod fragment;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
@@ -124,6 +124,8 @@ pub trait Tables {
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// Whether pieces wait for their first.
+    fn any_parked(&self, key: &FragmentKey) -> bool;
 
     fn random(&self) -> u32;
     fn now_ns(&self) -> u64;
@@ -161,6 +163,10 @@ pub enum Verdict {
     Inward(Reason),
     /// Back out of the interface it came in by, as it is now.
     Return(Reason),
+    /// Kept, as a piece of a datagram whose first is not known yet ([`fragment`]).
+    Park(Reason),
+    /// Through the same hook once more, and after it the pieces that were kept for it.
+    Release(Reason),
     Drop(Reason),
 }
 
@@ -172,6 +178,8 @@ impl Verdict {
             | Self::Forward(reason)
             | Self::Inward(reason)
             | Self::Return(reason)
+            | Self::Park(reason)
+            | Self::Release(reason)
             | Self::Drop(reason) => reason,
         }
     }

@@ -98,7 +98,7 @@ pub fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 
 #[inline(always)]
 fn later<P: Packet, T: Tables>(packet: &mut P, tables: &T, header: &Header, hook: u8) -> Verdict {
-    let Some(to) = fragment::led(tables, header, hook) else { return PASS };
+    let Some(to) = fragment::led(tables, &fragment::key(header, hook)) else { return PASS };
     match fragment::translate(packet, header, &to, Hops::Keep) {
         Some(()) => Verdict::Pass(Reason::FragmentTranslated),
         None => Verdict::Drop(Reason::RewriteFailed),

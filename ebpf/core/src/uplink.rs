@@ -49,16 +49,25 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if header.later_fragment {
         return ingress_fragment(packet, tables, node, &header);
     }
-    match header.transport(packet) {
+    let done = match header.transport(packet) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
             ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, own)
         }
         Some(Transport::IcmpError) => ingress_error(packet, tables, node, &header),
-        Some(Transport::Other) => Verdict::Pass(Reason::UplinkPass),
-        None => Verdict::Pass(Reason::UplinkMalformed),
+        Some(Transport::Other) => Err(Reason::UplinkPass),
+        None => Err(Reason::UplinkMalformed),
+    };
+    let left = match done {
+        Ok(verdict) => return verdict,
+        Err(reason) => reason,
+    };
+    if fragment::lead_waiting(tables, &header, header.src_be, header.dst_be, Hook::UPLINK_INGRESS) {
+        return Verdict::Release(Reason::FragmentsReleased);
     }
+    Verdict::Pass(left)
 }
 
+/// `Err` with the reason where the packet is left as it is.
 #[inline(always)]
 fn ingress_flow<P: Packet, T: Tables>(
     packet: &mut P,
@@ -68,25 +77,27 @@ fn ingress_flow<P: Packet, T: Tables>(
     tuple: &Tuple,
     tcp_flags: u8,
     own: bool,
-) -> Verdict {
-    match resolve_ingress(tables, node, tuple, tcp_flags, own) {
+) -> Result<Verdict, Reason> {
+    Ok(match resolve_ingress(tables, node, tuple, tcp_flags, own) {
         Ok((to, reason)) => {
             // Else the verifier walks the rest once for each way that leads here.
             let (to, reason, way) = black_box((to, reason, Way::to(tables, node, to.dst_be)));
             if way.is_hop() && header.ttl <= 1 {
-                return Verdict::Drop(Reason::TtlExceeded);
+                return Ok(Verdict::Drop(Reason::TtlExceeded));
             }
-            fragment::lead(tables, header, &to, Hook::UPLINK_INGRESS);
+            if fragment::lead_waiting(tables, header, to.src_be, to.dst_be, Hook::UPLINK_INGRESS) {
+                return Ok(Verdict::Release(Reason::FragmentsReleased));
+            }
             match translate(packet, header, tuple, &to, way.hops()) {
                 None => Verdict::Drop(Reason::RewriteFailed),
                 Some(()) => way.verdict(reason),
             }
         }
         Err(Reason::SourceDenied) => Verdict::Drop(Reason::SourceDenied),
-        Err(reason) if own => Verdict::Pass(reason),
+        Err(reason) if own => return Err(reason),
         // The stack knows no such address: it would send the packet on, and get it back.
         Err(reason) => Verdict::Drop(reason),
-    }
+    })
 }
 
 /// What an arriving packet becomes, or why it is left as it is.
@@ -187,9 +198,15 @@ fn ingress_fragment<P: Packet, T: Tables>(
     node: &NodeConfig,
     header: &Header,
 ) -> Verdict {
-    let Some(to) = fragment::led(tables, header, Hook::UPLINK_INGRESS) else {
-        return Verdict::Pass(Reason::UplinkFragment);
+    let Some(to) = fragment::led(tables, &fragment::key(header, Hook::UPLINK_INGRESS)) else {
+        return match fragment::parked_length(header) {
+            Some(_) => Verdict::Park(Reason::FragmentParked),
+            None => Verdict::Drop(Reason::FragmentTooLarge),
+        };
     };
+    if to.dst_be == header.dst_be {
+        return Verdict::Pass(Reason::UplinkFragment);
+    }
     let way = Way::to(tables, node, to.dst_be);
     if way.is_hop() && header.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExceeded);
@@ -206,18 +223,18 @@ fn ingress_error<P: Packet, T: Tables>(
     tables: &T,
     node: &NodeConfig,
     header: &Header,
-) -> Verdict {
+) -> Result<Verdict, Reason> {
     let Some(error) = icmp::parse(packet, tables, header, node) else {
-        return Verdict::Pass(Reason::UplinkPass);
+        return Err(Reason::UplinkPass);
     };
     let way = Way::to(tables, node, error.dst_be);
     if way.is_hop() && header.ttl <= 1 {
-        return Verdict::Drop(Reason::TtlExceeded);
+        return Ok(Verdict::Drop(Reason::TtlExceeded));
     }
-    match icmp::translate(packet, header, &error, way.hops()) {
+    Ok(match icmp::translate(packet, header, &error, way.hops()) {
         None => Verdict::Drop(Reason::RewriteFailed),
         Some(()) => way.verdict(Reason::IcmpError),
-    }
+    })
 }
 
 /// A packet leaves by the uplink.
@@ -233,7 +250,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     // What must leave under the node's address and cannot is dropped: nobody could answer it.
     let left = |reason| if outside { Verdict::Drop(reason) } else { Verdict::Pass(reason) };
     if header.later_fragment {
-        let Some(to) = fragment::led(tables, &header, Hook::UPLINK_EGRESS) else {
+        let Some(to) = fragment::led(tables, &fragment::key(&header, Hook::UPLINK_EGRESS)) else {
             return left(Reason::UplinkFragment);
         };
         return match fragment::translate(packet, &header, &to, Hops::Keep) {

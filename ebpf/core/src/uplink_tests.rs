@@ -6,9 +6,12 @@ use pith_abi::{Flow, FlowState, Frontend, NodeClass, Reason, Tuple, proto};
 use proptest::prelude::*;
 
 use crate::{
-    Verdict,
+    Verdict, fragment,
     host::{Buffer, Memory, wire},
-    packet::tcp::{ACK, FIN, RST, SYN},
+    packet::{
+        Header,
+        tcp::{ACK, FIN, RST, SYN},
+    },
     uplink::{egress, ingress},
 };
 
@@ -152,6 +155,58 @@ fn what_must_be_masqueraded_and_cannot_is_dropped() {
     for (name, mut packet, memory, reason) in cases {
         assert_eq!(egress(&mut packet, &memory), Verdict::Drop(reason), "{name}");
     }
+}
+
+/// A later piece of a packet, or its first.
+fn piece(mut packet: Buffer, offset: u16, more: bool) -> Buffer {
+    packet.0[14 + 4..14 + 6].copy_from_slice(&77u16.to_be_bytes());
+    let word = u16::from(more) << 13 | offset;
+    packet.0[14 + 6..14 + 8].copy_from_slice(&word.to_be_bytes());
+    packet
+}
+
+#[test]
+fn a_piece_waits_for_its_first_and_not_for_ever() {
+    let memory = serving(proto::UDP, &[(LOCAL, 8080)]);
+    let sent = tuple(CLIENT, 40_000, NODE, NODE_PORT, proto::UDP);
+    let (first, later) = (
+        piece(wire::packet(&sent, 0, &[1; 80]), 0, true),
+        piece(wire::packet(&sent, 0, &[2; 80]), 11, false),
+    );
+    let run = |packet: &Buffer| {
+        let mut packet = packet.clone();
+        (ingress(&mut packet, &memory), packet)
+    };
+    assert_eq!(run(&later), (Verdict::Park(Reason::FragmentParked), later.clone()));
+    let key = fragment::key(&Header::parse(&later).expect("a header"), pith_abi::Hook::UPLINK_INGRESS);
+    memory.parked.borrow_mut().insert(key, [later.clone()].into());
+    assert_eq!(run(&first), (Verdict::Release(Reason::FragmentsReleased), first.clone()));
+    memory.parked.borrow_mut().clear();
+    let (verdict, packet) = run(&first);
+    assert_eq!(verdict, Verdict::Pass(Reason::FlowForward));
+    assert_eq!(packet.0[14 + 16..14 + 20], LOCAL);
+    let (verdict, packet) = run(&later);
+    assert_eq!(verdict, Verdict::Pass(Reason::FragmentTranslated));
+    assert_eq!(packet.0[14 + 16..14 + 20], LOCAL);
+
+    memory.clock_ns.update(|now| now + fragment::WAIT_NS + 1);
+    assert_eq!(run(&later).0, Verdict::Park(Reason::FragmentParked), "the identifier is another datagram's");
+
+    let mut large = later.clone();
+    large.0[14 + 2..14 + 4].copy_from_slice(&4000u16.to_be_bytes());
+    assert_eq!(run(&large).0, Verdict::Drop(Reason::FragmentTooLarge));
+
+    // To the node itself: pieces wait as well, because nobody knows yet, and go on as they came.
+    let own = |packet: Buffer| {
+        let mut packet = packet;
+        packet.0[14 + 4] = 9;
+        packet.0[14 + 22..14 + 24].copy_from_slice(&53u16.to_be_bytes());
+        packet
+    };
+    let (first, later) = (own(first), own(later));
+    assert_eq!(run(&later).0, Verdict::Park(Reason::FragmentParked));
+    assert_eq!(run(&first), (Verdict::Pass(Reason::UplinkPass), first));
+    assert_eq!(run(&later), (Verdict::Pass(Reason::UplinkFragment), later));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod maps;
 mod packet;
+mod parking;
 mod pods;
 mod socket;
 mod uplink;

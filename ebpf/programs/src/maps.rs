@@ -10,7 +10,8 @@ use aya_ebpf::{
 };
 use pith_abi::{
     Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    NodeClass, NodeConfig, Peers, REASON_COUNT, Reason, Service, SourceKey, Tuple, default_limit,
+    NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service, SourceKey, Tuple,
+    default_limit,
 };
 use pith_core::{
     NotAdded, Record, Tables,
@@ -39,6 +40,12 @@ static SOURCES: LpmTrie<SourceKey, u32, { default_limit::SOURCES as usize }> = L
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { default_limit::FRAGMENTS as usize }> =
     LruHashMap::new();
+#[btf_map]
+pub(crate) static PARKED: LruHashMap<ParkedKey, Parked, { default_limit::PARKED as usize }> =
+    LruHashMap::new();
+/// Where a piece is put together that is too large for the stack.
+#[btf_map]
+pub(crate) static PARKING: PerCpuArray<Parked, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static CARRY: Array<Carry, { CARRIES }> = Array::new();
 #[btf_map]
@@ -218,6 +225,11 @@ impl Tables for Maps {
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         // Where it fails the other pieces are lost, as pieces may be.
         let _ = FRAGMENTS.insert(key, fragment, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn any_parked(&self, key: &FragmentKey) -> bool {
+        PARKED.get_ptr(&ParkedKey { fragment: *key, nth: 0 }).is_some()
     }
 
     #[inline(always)]

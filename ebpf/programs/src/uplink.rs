@@ -12,6 +12,7 @@ use pith_core::{Tables, Verdict, announce, uplink};
 use crate::{
     maps::{Maps, count},
     packet::SocketBuffer,
+    parking,
 };
 
 /// `ETH_P_IP` and `ETH_P_ARP` as they lie in a packet.
@@ -56,6 +57,14 @@ pub(crate) fn carry_out(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
         Verdict::Inward(_) => redirect(|node| node.inner),
         // SAFETY: the context is the one the kernel gave; the helper takes numbers.
         Verdict::Return(_) => unsafe { bpf_redirect((*skb).ifindex, 0) as i32 },
+        Verdict::Park(_) => {
+            parking::park(skb);
+            tcx_action_base::TCX_DROP
+        }
+        Verdict::Release(_) => {
+            parking::release(skb);
+            tcx_action_base::TCX_DROP
+        }
     }
 }
 

@@ -221,6 +221,10 @@ impl<'m> Tables for Live<'m> {
 
     fn set_fragment(&self, _key: &FragmentKey, _fragment: &Fragment) {}
 
+    fn any_parked(&self, _key: &FragmentKey) -> bool {
+        false
+    }
+
     fn random(&self) -> u32 {
         // Marsaglia's xorshift: chance enough to choose one of several.
         let mut next = self.chance.get();

@@ -26,7 +26,7 @@ use aya::{
 };
 use pith_abi::{
     Affinity, AffinityKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendTarget, NodeClass,
-    NodeConfig, Peers, Service, SourceKey, Tuple, map_name,
+    NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, Tuple, map_name,
 };
 use pith_core::crc::Carry;
 use tracing::debug;
@@ -210,7 +210,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 14] = [
+const MAPS: [(&str, MapType, usize, usize); 15] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -225,6 +225,7 @@ const MAPS: [(&str, MapType, usize, usize); 14] = [
     (map_name::AT_PODS, MapType::Array, size_of::<u32>(), size_of::<u64>()),
     (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),
     (map_name::FRAGMENTS, MapType::LruHash, size_of::<FragmentKey>(), size_of::<Fragment>()),
+    (map_name::PARKED, MapType::LruHash, size_of::<ParkedKey>(), size_of::<Parked>()),
 ];
 
 /// Refuses pinned maps that are not what the programs expect.

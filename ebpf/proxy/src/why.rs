@@ -159,6 +159,8 @@ impl<'m> Walk<'m> {
             Verdict::Inward(_) => "goes to the pods' network",
             Verdict::Return(_) => "is answered",
             Verdict::Drop(_) => "is dropped",
+            Verdict::Park(_) => "waits for the first piece of its datagram",
+            Verdict::Release(_) => "goes round again, with the pieces that wait for it",
         };
         let reason = verdict.reason();
         self.steps.push(Step {

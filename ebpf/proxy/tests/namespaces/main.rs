@@ -8,4 +8,5 @@ mod services;
 mod socket;
 mod support;
 mod uplink;
+mod verifier;
 mod why;

@@ -12,7 +12,8 @@ use crate::support::{
         A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, REMOTE, cidr, echo,
         everywhere, serve,
     },
-    raw::Raw,
+    raw::{Raw, pieces},
+    until,
 };
 use pith_abi::Reason;
 use pith_core::crc;
@@ -218,6 +219,80 @@ fn datagrams_in_pieces_arrive_whole_in_both_directions() {
             nodes.b.run(move || ask(at(CLUSTER_IP, 80)));
         }
         assert!(nodes.count(Reason::FragmentTranslated) > 0);
+    });
+}
+
+/// Pieces that come last first, mixed up, or twice, of datagrams to Services and to the node itself. The
+/// kernel that takes them has every datagram whole, and so has who is asked.
+#[test]
+fn pieces_arrive_in_any_order() {
+    const SIZE: usize = 1208;
+    type Order = fn(Vec<Vec<u8>>) -> Vec<Vec<u8>>;
+    let orders: [(&str, Order); 5] = [
+        ("as sent", |pieces| pieces),
+        ("last first", |pieces| pieces.into_iter().rev().collect()),
+        ("first last", |mut pieces| {
+            pieces.rotate_left(1);
+            pieces
+        }),
+        ("first in the middle", |mut pieces| {
+            pieces.swap(0, 2);
+            pieces
+        }),
+        ("twice", |pieces| pieces.iter().rev().chain(&pieces).cloned().collect()),
+    ];
+    Sandbox::run("disorder", |sandbox| {
+        let mut nodes = Nodes::new(sandbox);
+        udp_echo(&nodes.a, A, 8080);
+        udp_echo(&nodes.outside, REMOTE, 8080);
+        udp_echo_here(NODE, 8999);
+        let mut id = 0;
+        for backend in [A, REMOTE] {
+            nodes.apply(&everywhere(Protocol::Udp, &[backend]));
+            for place in [at(NODE, NODE_PORT), at(BALANCER_IP, 80), at(NODE, 8999)] {
+                for (name, order) in orders {
+                    id += 1;
+                    nodes.outside.run(move || {
+                        let socket = UdpSocket::bind(SocketAddr::from(at(OUTSIDE, 0))).expect("a socket");
+                        socket.set_read_timeout(Some(DEADLINE)).expect("set");
+                        let from = at(OUTSIDE, socket.local_addr().expect("bound").port());
+                        let sent: Vec<u8> = (0..5000).map(|byte| (byte % 251) as u8).collect();
+                        let raw = Raw::headers();
+                        for piece in order(pieces(from, place, id, &sent, SIZE)) {
+                            raw.send(place.ip().octets(), &piece);
+                        }
+                        let mut back = [0; 6000];
+                        let (read, from) = socket.recv_from(&mut back).expect(name);
+                        assert_eq!((&back[..read], from), (&sent[..], SocketAddr::from(place)), "{name}");
+                    });
+                }
+            }
+        }
+        let counts = [Reason::FragmentParked, Reason::FragmentsReleased].map(|reason| nodes.count(reason));
+        assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
+
+        // One alone waits, and takes nothing with it: the next datagram has other pieces.
+        nodes.outside.run(|| {
+            let alone = pieces(at(OUTSIDE, 9), at(NODE, NODE_PORT), 9999, &[0; 3000], SIZE).remove(1);
+            Raw::headers().send(NODE, &alone);
+        });
+        until("it is counted", || nodes.count(Reason::FragmentParked) > counts[0]);
+        assert_eq!(nodes.count(Reason::FragmentsReleased), counts[1]);
+    });
+}
+
+fn udp_echo(namespace: &Namespace, address: [u8; 4], port: u16) {
+    namespace.run(move || udp_echo_here(address, port));
+}
+
+fn udp_echo_here(address: [u8; 4], port: u16) {
+    let socket = UdpSocket::bind(at(address, port)).expect("a server's address");
+    thread::spawn(move || {
+        let mut buffer = [0; 6000];
+        while let Ok((read, client)) = socket.recv_from(&mut buffer) {
+            // A client that went away is its own business.
+            let _ = socket.send_to(&buffer[..read], client);
+        }
     });
 }
 

@@ -272,7 +272,7 @@ fn programs_do_what_the_core_says() {
             // TCX_NEXT, TCX_DROP and TCX_REDIRECT.
             let action = match verdict {
                 Verdict::Pass(_) => -1,
-                Verdict::Drop(_) => 2,
+                Verdict::Drop(_) | Verdict::Park(_) | Verdict::Release(_) => 2,
                 Verdict::Forward(_) | Verdict::Inward(_) | Verdict::Return(_) => 7,
             };
             let before = network.count(verdict.reason());

@@ -1,6 +1,11 @@
 //! Packets that no ordinary socket sends.
 
-use std::{io, os::fd::AsRawFd, time::Instant};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsRawFd,
+    time::Instant,
+};
 
 use nix::sys::{
     socket::{
@@ -9,6 +14,8 @@ use nix::sys::{
     },
     time::{TimeVal, TimeValLike},
 };
+use pith_abi::{Tuple, proto};
+use pith_core::host::wire;
 
 use super::DEADLINE;
 
@@ -29,6 +36,12 @@ impl Raw {
         let fd = fd.expect("root may have raw sockets");
         setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(100)).expect("a timeout");
         Self(fd)
+    }
+
+    /// For packets that bring their own IPv4 header.
+    pub(crate) fn headers() -> Self {
+        let fd = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
+        Self(fd.expect("root may have raw sockets"))
     }
 
     pub(crate) fn send(&self, to: [u8; 4], bytes: &[u8]) {
@@ -64,6 +77,30 @@ fn sctp() -> nix::Result<std::os::fd::OwnedFd> {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_SCTP);
         nix::errno::Errno::result(fd).map(|fd| std::os::fd::OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// A UDP datagram in pieces of so many bytes of payload (a multiple of 8), each with its IPv4 header.
+pub(crate) fn pieces(
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    id: u16,
+    data: &[u8],
+    size: usize,
+) -> Vec<Vec<u8>> {
+    let be = |address: &Ipv4Addr| u32::from_ne_bytes(address.octets());
+    let tuple = Tuple::new(be(from.ip()), from.port().to_be(), be(to.ip()), to.port().to_be(), proto::UDP);
+    let whole = wire::packet(&tuple, 0, data).0.split_off(14);
+    let (header, payload) = whole.split_at(20);
+    let last = payload.len().div_ceil(size) - 1;
+    let piece = |(nth, bytes): (usize, &[u8])| {
+        let mut header = header.to_vec();
+        header[2..4].copy_from_slice(&((20 + bytes.len()) as u16).to_be_bytes());
+        header[4..6].copy_from_slice(&id.to_be_bytes());
+        let more = u16::from(nth < last) << 13;
+        header[6..8].copy_from_slice(&(more | (nth * size / 8) as u16).to_be_bytes());
+        [&header, bytes].concat()
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
 }
 
 /// Whether an address answers a ping; who answered.

@@ -1,0 +1,53 @@
+//! What the programs cost the kernel's verifier, and that it takes them.
+
+use aya::{maps::MapInfo, programs::loaded_programs};
+use pith_abi::{LAYOUT, map_name};
+
+use crate::support::{Sandbox, network::Nodes};
+
+/// Programs and the instructions that the verifier may walk for each. It stops at 1,000,000; 100,000 take it some
+/// 0.1 s, in which the program's place is without it when a replica starts. The ceilings leave room for other
+/// kernels, which walk the same program differently.
+const CEILINGS: [(&str, u32); 12] = [
+    ("connect4", 8_000),
+    ("connect6", 8_000),
+    ("sendmsg4", 25_000),
+    ("sendmsg6", 25_000),
+    ("recvmsg4", 1_000),
+    ("recvmsg6", 1_000),
+    ("getpeername4", 1_000),
+    ("getpeername6", 1_000),
+    ("uplink_ingress", 400_000),
+    ("uplink_egress", 40_000),
+    ("from_pod", 80_000),
+    ("to_pod", 20_000),
+];
+
+#[test]
+fn the_verifier_takes_every_program_without_much_work() {
+    Sandbox::run("verifier", |sandbox| {
+        let nodes = Nodes::new(sandbox);
+        let pin = sandbox.config().bpffs.join(format!("layout-{LAYOUT}/maps/{}", map_name::REASONS));
+        let ours = MapInfo::from_pin(pin).expect("a map of this datapath").id();
+        // Those of others come and go meanwhile.
+        let programs = loaded_programs().filter_map(Result::ok);
+        let programs: Vec<_> = programs
+            .filter(|program| matches!(program.map_ids(), Ok(Some(maps)) if maps.contains(&ours)))
+            .collect();
+        let walked: Vec<(String, u32)> = programs
+            .iter()
+            .filter_map(|program| {
+                Some((program.name_as_str()?.to_owned(), program.verified_instruction_count()?))
+            })
+            .collect();
+        eprintln!("{walked:?}");
+        for (name, ceiling) in CEILINGS {
+            // The kernel keeps 15 bytes of a name.
+            let found = walked.iter().find(|(found, _)| found == name);
+            let (_, walked) = found.unwrap_or_else(|| panic!("{name} is not loaded: {walked:?}"));
+            assert!(*walked <= ceiling, "{name}: {walked} instructions, at most {ceiling} are wanted");
+        }
+        assert_eq!(walked.len(), CEILINGS.len(), "{walked:?}");
+        drop(nodes);
+    });
+}
