@@ -4,7 +4,7 @@ macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// Index into REASONS.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u32)]
+        #[repr(u8)]
         pub enum Reason {
             $($(#[doc = $doc])+ $variant,)+
         }

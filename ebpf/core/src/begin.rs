@@ -23,17 +23,20 @@ pub(crate) enum Source {
     Asked,
 }
 
-/// Where the first packet of a flow is led.
+/// Where the first packet of a flow is led. The order of the fields is part of [`begin`]'s trick: the verifier
+/// remembers constants that are stored where a word begins, and those here stand elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub(crate) struct Start {
-    pub(crate) source: Source,
     pub(crate) addr_be: u32,
-    pub(crate) port_be: u16,
     /// Index into SERVICES, or [`Flow::NO_SERVICE`].
     pub(crate) service: u32,
+    pub(crate) word: u8,
+    pub(crate) source: Source,
     /// [`FlowFlags`].
     pub(crate) flags: u8,
     pub(crate) reason: Reason,
+    pub(crate) port_be: u16,
 }
 
 impl Start {
@@ -45,6 +48,7 @@ impl Start {
             source: Source::Own,
             addr_be: node.addr_be,
             port_be: 0,
+            word: 0,
             service: Flow::NO_SERVICE,
             flags: FlowFlags::DESTINATION,
             reason,

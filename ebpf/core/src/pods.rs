@@ -164,6 +164,7 @@ fn first_packet<T: Tables>(
         // A new connection is meant for that very place, and goes on there.
         Asked::Gone(_) if is_tcp && tcp::opens(tcp_flags) => {
             return Ok(Start {
+                word: 0,
                 source: Source::Own,
                 addr_be: tuple.dst_be,
                 port_be: tuple.dport_be,
@@ -192,5 +193,5 @@ fn first_packet<T: Tables>(
         _ if node.is_local_pod(addr_be) => Reason::ServiceLocal,
         _ => Reason::ServiceRemote,
     };
-    Ok(Start { source, addr_be, port_be, service, flags, reason })
+    Ok(Start { addr_be, service, word: 0, source, flags, reason, port_be })
 }

@@ -81,7 +81,8 @@ fn ingress_flow<P: Packet, T: Tables>(
     Ok(match resolve_ingress(tables, node, tuple, tcp_flags, own) {
         Ok((to, reason)) => {
             // Else the verifier walks the rest once for each way that leads here.
-            let (to, reason, way) = black_box((to, reason, Way::to(tables, node, to.dst_be)));
+            let Becomes { to, reason, way, .. } =
+                black_box(Becomes { to, word: 0, reason, way: Way::to(tables, node, to.dst_be) });
             if way.is_hop() && header.ttl <= 1 {
                 return Ok(Verdict::Drop(Reason::TtlExceeded));
             }
@@ -187,7 +188,7 @@ fn first_packet<T: Tables>(
         (false, true) => Reason::ServiceLocal,
         (false, false) => Reason::ServiceRemote,
     };
-    Ok(Start { source, addr_be, port_be, service, flags, reason })
+    Ok(Start { addr_be, service, word: 0, source, flags, reason, port_be })
 }
 
 /// A piece of a datagram, other than the first, arrives.
@@ -312,6 +313,7 @@ fn resolve_egress<T: Tables>(
         return Err(Reason::MasqueradeNoFlow);
     }
     let start = Start {
+        word: 0,
         source: Source::Node,
         addr_be: tuple.dst_be,
         port_be: tuple.dport_be,
@@ -320,6 +322,16 @@ fn resolve_egress<T: Tables>(
         reason: Reason::Masqueraded,
     };
     begin(tables, node, tuple, &start)
+}
+
+/// What an arriving packet becomes. The order of the fields is part of the trick, see [`Start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+struct Becomes {
+    to: Tuple,
+    word: u8,
+    reason: Reason,
+    way: Way,
 }
 
 /// How a translated packet goes on.

@@ -17,9 +17,9 @@ const CEILINGS: [(&str, u32); 12] = [
     ("recvmsg6", 1_000),
     ("getpeername4", 1_000),
     ("getpeername6", 1_000),
-    ("uplink_ingress", 400_000),
-    ("uplink_egress", 40_000),
-    ("from_pod", 80_000),
+    ("uplink_ingress", 150_000),
+    ("uplink_egress", 25_000),
+    ("from_pod", 50_000),
     ("to_pod", 20_000),
 ];
 
