@@ -22,21 +22,21 @@ use tokio_util::sync::CancellationToken;
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 3] = [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4]];
-const SERVICES: &str = "/api/v1/services";
-const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
-const NODES: &str = "/api/v1/nodes";
+pub(crate) const SERVICES: &str = "/api/v1/services";
+pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+pub(crate) const NODES: &str = "/api/v1/nodes";
 
 type Answer = BoxBody<Bytes, Infallible>;
 
 /// Objects by path, and the watches that are open.
 #[derive(Clone, Default)]
-struct Api {
+pub(crate) struct Api {
     lists: Arc<Mutex<HashMap<String, Vec<Value>>>>,
     watches: Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>,
 }
 
 impl Api {
-    fn client(&self) -> kube::Client {
+    pub(crate) fn client(&self) -> kube::Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let answer = api.answer(&request);
@@ -61,7 +61,7 @@ impl Api {
         body(stream::iter([list.to_string()]))
     }
 
-    fn list(&self, path: &str, items: &[Value]) {
+    pub(crate) fn list(&self, path: &str, items: &[Value]) {
         self.lists.lock().expect("no test thread panics with it").insert(path.to_owned(), items.to_vec());
     }
 

@@ -4,6 +4,7 @@ mod driver;
 mod gateway;
 mod pains;
 mod pods;
+mod restarts;
 mod services;
 mod socket;
 mod support;
