@@ -88,7 +88,8 @@ reasons! {
     ServiceRemote = "service_remote",
     /// A packet to a Service without endpoints; this node's stack refuses it (RST or ICMP).
     ServiceNoEndpoints = "service_no_endpoints",
-    /// A packet to a Service belongs to no flow and does not begin one; this node's stack refuses it.
+    /// A packet to a Service belongs to no flow and does not begin one; this node's stack refuses it. What
+    /// cannot be refused, an echo reply, is dropped.
     ServiceNoFlow = "service_no_flow",
     /// A packet to a Service's address but to none of its ports; this node's stack refuses it.
     ServiceNoPort = "service_no_port",

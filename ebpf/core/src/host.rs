@@ -342,6 +342,25 @@ pub mod wire {
         Buffer(ethernet)
     }
 
+    /// Computes every checksum of a packet anew; of UDP none stays none.
+    pub fn complete(packet: &mut Buffer) {
+        let header = Header::parse(packet).expect("an IPv4 packet");
+        let (start, field) = (header.l4 as usize, header.l4 as usize + field(header.proto));
+        let bytes = &mut packet.0;
+        bytes[24..26].fill(0);
+        let l3 = !sum(&bytes[14..start]);
+        bytes[24..26].copy_from_slice(&l3.to_ne_bytes());
+        if header.proto == proto::UDP && bytes[field..field + 2] == [0, 0] {
+            return;
+        }
+        bytes[field..field + 2].fill(0);
+        let l4 = match !checksum_l4(header.src_be, header.dst_be, header.proto, &bytes[start..]) {
+            0 if header.proto == proto::UDP => 0xFFFF,
+            sum => sum,
+        };
+        bytes[field..field + 2].copy_from_slice(&l4.to_ne_bytes());
+    }
+
     fn field(proto: u8) -> usize {
         match proto {
             proto::TCP => 16,

@@ -47,6 +47,8 @@ pub mod fragment;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
+#[cfg(any(test, feature = "host"))]
+pub mod model;
 pub mod packet;
 pub mod pods;
 pub mod select;
@@ -54,6 +56,8 @@ pub mod socket;
 pub mod translate;
 pub mod uplink;
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod socket_tests;
 #[cfg(test)]

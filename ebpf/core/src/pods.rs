@@ -22,7 +22,7 @@ use crate::{
     packet::{Header, Transport, tcp},
     select::{Client, Selection, select},
     translate::{Hops, translate},
-    uplink::no_port,
+    uplink::{is_pong, no_port},
 };
 
 const PASS: Verdict = Verdict::Pass(Reason::PodPass);
@@ -158,6 +158,7 @@ fn first_packet<T: Tables>(
 ) -> Result<Start, Reason> {
     let is_tcp = tuple.proto == proto::TCP;
     let (service, refused) = match asked {
+        Asked::Address if is_pong(tuple) => return Err(Reason::ServiceNoFlow),
         Asked::Address => (Flow::NO_SERVICE, no_port(tuple)),
         Asked::Service(_) if is_tcp && !tcp::opens(tcp_flags) => (Flow::NO_SERVICE, Reason::ServiceNoFlow),
         Asked::Service(service) => (service, Reason::ServiceNoEndpoints),

@@ -146,6 +146,12 @@ pub(crate) fn no_port(tuple: &Tuple) -> Reason {
     if tuple.proto == proto::ICMP { Reason::ServicePing } else { Reason::ServiceNoPort }
 }
 
+/// Whether this is an echo reply, with which no flow begins. One whose identifier is 0 looks like a request.
+#[inline(always)]
+pub(crate) fn is_pong(tuple: &Tuple) -> bool {
+    tuple.proto == proto::ICMP && tuple.dport_be != 0
+}
+
 /// Where the first packet of a flow is led.
 #[inline(always)]
 fn first_packet<T: Tables>(
@@ -159,6 +165,9 @@ fn first_packet<T: Tables>(
     let refuse =
         |own: bool, of_own, of_service| if own { Err(of_own) } else { Ok(Start::answer(node, of_service)) };
     let Some(service) = service_at(tables, tuple, own) else {
+        if !own && is_pong(tuple) {
+            return Err(Reason::ServiceNoFlow);
+        }
         return refuse(own, Reason::UplinkPass, no_port(tuple));
     };
     if tuple.proto == proto::TCP && !tcp::opens(tcp_flags) {
@@ -308,8 +317,8 @@ fn resolve_egress<T: Tables>(
         return Ok((key.reversed(), Reason::FlowForward));
     }
     // A connection that began before its record was lost may go on under a new source port, where the
-    // other side refuses it; a reset that belongs to nothing would only fill the table.
-    if tcp_flags & tcp::RST != 0 {
+    // other side refuses it; a reset or a pong that belongs to nothing would only fill the table.
+    if tcp_flags & tcp::RST != 0 || is_pong(tuple) {
         return Err(Reason::MasqueradeNoFlow);
     }
     let start = Start {

@@ -2,6 +2,7 @@
 
 mod driver;
 mod gateway;
+mod model;
 mod pains;
 mod pods;
 mod restarts;
