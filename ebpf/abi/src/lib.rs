@@ -16,6 +16,7 @@
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
 //! PARKED     ParkedKey ► Parked                    LRU hash, pieces that came before their first
 //! CARRY      words ► bit matrix                        array, for checksums of SCTP
+//! CONNECTIONS index     ► count a CPU                 per-CPU array, connections that sockets made
 //! AT_PODS    AtPods   ──► count                        array, what there is to do at pods' links
 //! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
 //! NODE       0        ──► NodeConfig                   array of one
@@ -60,10 +61,25 @@ pub mod map_name {
     pub const PARKED: &str = "PARKED";
     pub const CARRY: &str = "CARRY";
     pub const AT_PODS: &str = "AT_PODS";
+    pub const CONNECTIONS: &str = "CONNECTIONS";
 
-    pub const ALL: [&str; 15] = [
-        FRONTENDS, SERVICES, BACKENDS, AFFINITY, PEERS, FLOWS, FORWARD, NODES, NODE, REASONS, SOURCES,
-        FRAGMENTS, PARKED, CARRY, AT_PODS,
+    pub const ALL: [&str; 16] = [
+        FRONTENDS,
+        SERVICES,
+        BACKENDS,
+        AFFINITY,
+        PEERS,
+        FLOWS,
+        FORWARD,
+        NODES,
+        NODE,
+        REASONS,
+        SOURCES,
+        FRAGMENTS,
+        PARKED,
+        CARRY,
+        AT_PODS,
+        CONNECTIONS,
     ];
 }
 

@@ -54,6 +54,9 @@ static AT_PODS: Array<u64, { AtPods::WORDS as usize }> = Array::new();
 static NODES: HashMap<u32, NodeClass, { default_limit::NODES as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static NODE: Array<NodeConfig, 1> = Array::new();
+/// Connections that sockets made, by Service.
+#[btf_map]
+static CONNECTIONS: PerCpuArray<u64, { default_limit::SERVICES as usize }> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, REASON_COUNT> = PerCpuArray::new();
 
@@ -63,6 +66,15 @@ pub(crate) fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: the pointer is to this CPU's element. A program that preempts this one between load and
         // store may lose one count, which a counter of reasons can bear.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Counts a socket's connection to a Service on this CPU.
+#[inline(always)]
+pub(crate) fn count_connection(service: u32) {
+    if let Some(counter) = CONNECTIONS.get_ptr_mut(service) {
+        // SAFETY: as above.
         unsafe { *counter += 1 };
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
 use pith_abi::{Peers, Reason, proto};
 use pith_core::socket::{self, Place, Resolution};
 
-use crate::maps::{Maps, PEERS, count};
+use crate::maps::{Maps, PEERS, count, count_connection};
 
 /// Verdicts of these hooks.
 const REFUSE: i32 = 0;
@@ -67,6 +67,7 @@ fn connect(ctx: &SockAddrContext, form: &impl Form) -> i32 {
             ALLOW
         }
         Resolution::To { peer, reason } => {
+            count_connection(peer.service);
             match storage(ctx) {
                 Some(peers) => {
                     socket::remember_connected(peers, &peer);
@@ -93,6 +94,9 @@ fn send(ctx: &SockAddrContext, form: &impl Form) -> i32 {
     match socket::datagram(&maps(ctx), peers.as_deref(), place, service) {
         Resolution::Direct => ALLOW,
         Resolution::To { peer, reason } => {
+            if reason as u8 != Reason::SocketKept as u8 {
+                count_connection(peer.service);
+            }
             match &mut peers {
                 Some(peers) => {
                     socket::remember(peers, &peer);

@@ -45,6 +45,9 @@ pub struct Balanced {
     /// Who is served; everybody where it is empty.
     pub sources: Vec<String>,
     pub backends: Vec<Backend>,
+    /// Connections that sockets made since the Service has its place in the maps; datagrams of one socket count
+    /// once for each backend they were led to.
+    pub connections: u64,
     /// Flows that packets began; connections that are translated at the socket need none.
     pub flows: usize,
 }
@@ -112,7 +115,7 @@ fn heaviest(of_sender: HashMap<Ipv4Addr, usize>) -> Vec<Sender> {
     senders
 }
 
-fn services(maps: &impl ServiceMaps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, MapAccess> {
+fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, MapAccess> {
     let mut sources = maps.sources()?;
     let mut all: BTreeMap<u32, Balanced> = BTreeMap::new();
     for (frontend, target) in maps.frontends()? {
@@ -127,7 +130,8 @@ fn services(maps: &impl ServiceMaps, flows: &HashMap<u32, usize>) -> Result<Vec<
             std::collections::btree_map::Entry::Vacant(new) => {
                 let sources = sources.remove(&index).unwrap_or_default();
                 let flows = flows.get(&index).copied().unwrap_or_default();
-                new.insert(balanced(maps, maps.service(index)?, &sources, flows)?)
+                let connections = maps.connections(index)?;
+                new.insert(Balanced { connections, ..balanced(maps, maps.service(index)?, &sources, flows)? })
             }
         };
         let places =
@@ -169,6 +173,7 @@ fn balanced(
         affinity_s: has(HeadFlags::AFFINITY).then_some(service.affinity_ns / 1_000_000_000),
         sources: sources.iter().map(ToString::to_string).collect(),
         backends: slots.into_iter().map(|(address, slots)| Backend { address, slots }).collect(),
+        connections: 0,
         flows,
     })
 }

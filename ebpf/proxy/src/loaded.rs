@@ -196,6 +196,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
     loader
         .map_max_entries(map_name::FRONTENDS, limits.frontends)
         .map_max_entries(map_name::SERVICES, limits.services)
+        .map_max_entries(map_name::CONNECTIONS, limits.services)
         .map_max_entries(map_name::BACKENDS, limits.backends)
         .map_max_entries(map_name::AFFINITY, limits.affinity)
         .map_max_entries(map_name::FLOWS, limits.flows)
@@ -210,7 +211,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 15] = [
+const MAPS: [(&str, MapType, usize, usize); 16] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -221,6 +222,7 @@ const MAPS: [(&str, MapType, usize, usize); 15] = [
     (map_name::NODES, MapType::Hash, size_of::<u32>(), size_of::<NodeClass>()),
     (map_name::NODE, MapType::Array, size_of::<u32>(), size_of::<NodeConfig>()),
     (map_name::REASONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
+    (map_name::CONNECTIONS, MapType::PerCpuArray, size_of::<u32>(), size_of::<u64>()),
     (map_name::SOURCES, MapType::LpmTrie, size_of::<(u32, SourceKey)>(), size_of::<u32>()),
     (map_name::AT_PODS, MapType::Array, size_of::<u32>(), size_of::<u64>()),
     (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),

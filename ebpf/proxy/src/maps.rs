@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie},
 };
 use pith_abi::{
     Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Reason,
@@ -58,6 +58,8 @@ pub trait ServiceMaps {
     fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess>;
     /// Says whether any frontend of [`pith_abi::Scope::GONE`] is there.
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess>;
+    /// Forgets how many connections a Service had, whose index may become another's.
+    fn forget_connections(&mut self, service: u32) -> Result<(), MapAccess>;
     /// Forgets clients of a Service with affinity, whose index may become another's.
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess>;
 }
@@ -71,6 +73,7 @@ pub(crate) struct Maps {
     nodes: HashMap<MapData, u32, NodeClass>,
     node: Array<MapData, NodeConfig>,
     reasons: PerCpuArray<MapData, u64>,
+    connections: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     at_pods: Array<MapData, u64>,
     /// Held for programs that are loaded later.
@@ -104,6 +107,7 @@ impl Maps {
             nodes: typed(map, map_name::NODES)?,
             node: typed(map, map_name::NODE)?,
             reasons: typed(map, map_name::REASONS)?,
+            connections: typed(map, map_name::CONNECTIONS)?,
             sources: typed(map, map_name::SOURCES)?,
             at_pods: typed(map, map_name::AT_PODS)?,
             carry: typed(map, map_name::CARRY)?,
@@ -186,6 +190,14 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// Connections that sockets made to a Service, all CPUs together.
+    pub(crate) fn connections(&self, service: u32) -> Result<u64, MapAccess> {
+        let counts = self.connections.get(&service, 0).map_err(MapAccess::of(map_name::CONNECTIONS))?;
+        Ok(counts.iter().sum())
+    }
+}
+
 impl ServiceMaps for Maps {
     fn frontends(&self) -> Result<Vec<(Frontend, FrontendTarget)>, MapAccess> {
         self.frontends.iter().collect::<Result<_, _>>().map_err(MapAccess::of(map_name::FRONTENDS))
@@ -242,6 +254,14 @@ impl ServiceMaps for Maps {
 
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess> {
         self.at_pods.set(AtPods::GONE, u64::from(any), 0).map_err(MapAccess::of(map_name::AT_PODS))
+    }
+
+    fn forget_connections(&mut self, service: u32) -> Result<(), MapAccess> {
+        let failed = || MapAccess::of(map_name::CONNECTIONS);
+        let cpus = self.connections.get(&service, 0).map_err(failed())?.len();
+        let none = PerCpuValues::try_from(vec![0; cpus]);
+        let none = none.map_err(|error| failed()(MapError::IoError(error)))?;
+        self.connections.set(service, none, 0).map_err(failed())
     }
 
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess> {

@@ -419,6 +419,7 @@ impl Table {
     fn release(&mut self, maps: &mut impl ServiceMaps, placed: &Placed) -> Result<(), MapAccess> {
         // A program that is late finds a Service without endpoints, and refuses.
         maps.set_service(placed.index, Service { head: Head::default().pack(), affinity_ns: 0 })?;
+        maps.forget_connections(placed.index)?;
         if placed.generation.affinity.is_some() {
             maps.forget_clients(placed.index)?;
         }

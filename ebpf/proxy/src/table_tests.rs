@@ -122,6 +122,10 @@ impl ServiceMaps for Watched {
         Ok(())
     }
 
+    fn forget_connections(&mut self, _service: u32) -> Result<(), MapAccess> {
+        Ok(())
+    }
+
     fn forget_clients(&mut self, _service: u32) -> Result<(), MapAccess> {
         Ok(())
     }

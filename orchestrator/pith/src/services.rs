@@ -93,7 +93,7 @@ fn names(cluster: &Cluster) -> HashMap<String, String> {
 
 fn print(report: &Report) {
     let mut table = Table::new();
-    let header = ["SERVICE", "REACHED AT", "GENERATION", "BALANCE", "BACKENDS", "FLOWS"];
+    let header = ["SERVICE", "REACHED AT", "GENERATION", "BALANCE", "BACKENDS", "CONNECTIONS", "FLOWS"];
     table.load_style(NOTHING).set_header(header);
     for Named { name, balanced } in &report.services {
         table.add_row([
@@ -102,6 +102,7 @@ fn print(report: &Report) {
             &balanced.generation.to_string(),
             &balance(balanced),
             &backends(balanced),
+            &balanced.connections.to_string(),
             &balanced.flows.to_string(),
         ]);
     }

@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::{DEADLINE, Demo, Sandbox, at};
 use pith_abi::{LAYOUT, Reason};
-use pith_proxy::{Datapath, service::Protocol, table::Table};
+use pith_proxy::{Datapath, ServicePlan, inspect::inspect, service::Protocol, table::Table};
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 2] = [[127, 0, 0, 2], [127, 0, 0, 3]];
@@ -86,9 +86,23 @@ fn tcp_reaches_every_endpoint_and_shows_the_service() {
         assert_eq!(answers.len(), 2, "{answers:?}");
         assert!(answers.values().all(|count| *count > 20), "{answers:?}");
         assert_eq!(count(&datapath, Reason::SocketTranslated), 100);
+        let connections = || {
+            let seen = inspect(&sandbox.config().bpffs).expect("the maps can be read");
+            seen.services.iter().map(|service| service.connections).collect::<Vec<_>>()
+        };
+        assert_eq!(connections(), [100], "those that were refused are none");
 
         let direct = TcpStream::connect(at(SERVERS[0], 8080)).expect("servers are reached directly too");
         assert_eq!(direct.peer_addr().expect("connected"), SocketAddr::V4(at(SERVERS[0], 8080)));
+        assert_eq!(connections(), [100]);
+
+        // The place of a Service that is gone is given to another, which begins at none.
+        let absent = ServicePlan::absent(demo.service.name.clone());
+        assert!(table.apply(datapath.service_maps().0, &absent).is_empty());
+        apply(&mut datapath, &mut table, &demo);
+        assert_eq!(connections(), [0]);
+        ask_tcp().expect("an endpoint answers");
+        assert_eq!(connections(), [1]);
     });
 }
 
