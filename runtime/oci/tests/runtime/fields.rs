@@ -97,6 +97,15 @@ const FIELDS: &[Field] = &[
         |f| number_after(&f["sched"], "policy") == Some(3) && number_after(&f["sched"], "prio") == Some(125),
     ),
     (
+        "deadline scheduler",
+        |c| {
+            c["process"]["scheduler"] = json!({
+                "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 10_000_000, "period": 10_000_000,
+            });
+        },
+        |f| number_after(&f["sched"], "policy") == Some(6),
+    ),
+    (
         "scheduler flags",
         |c| {
             let flags = json!(["SCHED_FLAG_RESET_ON_FORK"]);

@@ -1,13 +1,16 @@
 //! SIGKILL at any moment: whatever is left, `delete --force` cleans it.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Test;
 use crate::bundle::Bundle;
 
-pub(crate) const TESTS: &[Test] =
-    &[("killed_while_creating", killed_while_creating), ("killed_while_deleting", killed_while_deleting)];
+pub(crate) const TESTS: &[Test] = &[
+    ("killed_while_creating", killed_while_creating),
+    ("killed_while_deleting", killed_while_deleting),
+    ("killed_at_a_call", killed_at_a_call),
+];
 
 /// Kills in each round a little later than in the last.
 const ROUNDS: u32 = 60;
@@ -59,6 +62,44 @@ fn killed_while_creating() {
         clean(&bundle, round);
     }
     println!("  {completed} of {ROUNDS} were not killed in time");
+}
+
+/// More calls than either process of `create` makes, and how many are passed over from one round to the next.
+const CALLS: usize = 480;
+const STRIDE: usize = 13;
+
+/// The same by the kernel's own steps: whoever takes part dies with its so-manieth system call.
+fn killed_at_a_call() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: killed_at_a_call: strace is not installed");
+        return;
+    }
+    let mut bundle = Bundle::new("stepwise");
+    bundle.args(&["wait"]);
+    bundle.write();
+    let traced = |words: &[&str], call: usize| {
+        let plain = bundle.command(words);
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", "/dev/null", "-e"]).arg(format!("inject=all:signal=SIGKILL:when={call}"));
+        command.arg(plain.get_program()).args(plain.get_args()).current_dir(&bundle.dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("strace")
+    };
+    let force = ["delete", "--force", "stepwise"];
+    for call in (1..CALLS).step_by(STRIDE) {
+        let round = u32::try_from(call).unwrap_or(0);
+        let mut creating = traced(&["create", "stepwise"], call);
+        // It follows a container that came to be, too.
+        bundle.wait_for("the end of create", || {
+            creating.try_wait().expect("wait").is_some()
+                || bundle.oci(&["state", "stepwise"]).stdout.contains("\"created\",")
+        });
+        clean(&bundle, round);
+        creating.wait().expect("wait");
+        bundle.create().ok();
+        traced(&force, call).wait().expect("wait");
+        clean(&bundle, round);
+    }
 }
 
 fn killed_while_deleting() {
