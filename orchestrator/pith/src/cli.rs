@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use pith_apiserver::pki::CLIENT_LIFETIME;
 use pith_apiserver::{ServiceCidr, Tolerations};
 use pith_controllers::Cidr;
-use pith_image::Reference;
+use pith_image::{Platform, Policy, Reference};
 use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,63 @@ pub(crate) struct UpArgs {
     pub(crate) outside: Option<String>,
     #[command(flatten)]
     pub(crate) times: TimeArgs,
+    #[command(flatten)]
+    pub(crate) images: ReplicaImageArgs,
+}
+
+/// How a replica treats its images. The names of the first three are those of Kubernetes' kubelet.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReplicaImageArgs {
+    /// Percent of the disk in use from which images that nothing uses are removed [default: 85].
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) image_gc_high_threshold: Option<u8>,
+    /// Percent of the disk in use down to which they are removed [default: 80].
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) image_gc_low_threshold: Option<u8>,
+    /// How long an image stays at least, used or not, such as 2m [default: 2m].
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) minimum_image_ttl_duration: Option<u64>,
+    /// Where mirrors of registries are configured, in the form of containerd's certs.d [default: /etc/pith/certs.d].
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    pub(crate) hosts_dir: Option<PathBuf>,
+}
+
+impl ReplicaImageArgs {
+    pub(crate) fn policy(&self) -> Result<Policy, UsedWrongly> {
+        let (mut high, mut low) = (self.image_gc_high_threshold, self.image_gc_low_threshold);
+        // One alone moves the other along where it has to.
+        high = high.or(low.map(|low| low.max(85)));
+        low = low.or(high.map(|high| high.min(80)));
+        let (high_percent, low_percent) = (high.unwrap_or(85), low.unwrap_or(80));
+        if low_percent > high_percent {
+            let text = format!(
+                "--image-gc-low-threshold {low_percent} is above --image-gc-high-threshold {high_percent}"
+            );
+            return Err(UsedWrongly(text));
+        }
+        let min_age = Duration::from_secs(self.minimum_image_ttl_duration.unwrap_or(120));
+        Ok(Policy::Thresholds { high_percent, low_percent, min_age })
+    }
+
+    /// What is given here, and else what was given before.
+    pub(crate) fn or(&self, before: &Self) -> Self {
+        Self {
+            image_gc_high_threshold: self.image_gc_high_threshold.or(before.image_gc_high_threshold),
+            image_gc_low_threshold: self.image_gc_low_threshold.or(before.image_gc_low_threshold),
+            minimum_image_ttl_duration: self.minimum_image_ttl_duration.or(before.minimum_image_ttl_duration),
+            hosts_dir: self.hosts_dir.clone().or_else(|| before.hosts_dir.clone()),
+        }
+    }
+
+    /// As arguments of another process.
+    pub(crate) fn flags(&self) -> impl Iterator<Item = std::ffi::OsString> {
+        let high = self.image_gc_high_threshold.map(|p| format!("--image-gc-high-threshold={p}"));
+        let low = self.image_gc_low_threshold.map(|p| format!("--image-gc-low-threshold={p}"));
+        let age = self.minimum_image_ttl_duration.map(|s| format!("--minimum-image-ttl-duration={s}s"));
+        let hosts =
+            self.hosts_dir.iter().flat_map(|dir| ["--hosts-dir".into(), dir.clone().into_os_string()]);
+        high.into_iter().chain(low).chain(age).map(Into::into).chain(hosts)
+    }
 }
 
 /// How soon the pods of a silent replica are replaced, and how long certificates are good. The names are those of
@@ -193,6 +250,11 @@ fn seconds(text: &str) -> Result<u64, String> {
     };
     let number: u64 = number.parse().map_err(|_| format!("{number:?} is not a whole number"))?;
     number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".into())
+}
+
+/// Another process may be started elsewhere.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
 }
 
 fn network(text: &str) -> Result<Ipv4Net, String> {
@@ -338,6 +400,8 @@ pub(crate) struct ReplicaArgs {
     /// Most pods at a time.
     #[arg(long, default_value_t = 250)]
     pub(crate) max_pods: u32,
+    #[command(flatten)]
+    pub(crate) images: ReplicaImageArgs,
 }
 
 #[derive(Args)]
@@ -385,6 +449,9 @@ pub(crate) struct ImageArgs {
     /// The state folder of the replica, or with --name of the cluster.
     #[arg(long, global = true)]
     pub(crate) dir: Option<PathBuf>,
+    /// Where mirrors of registries are configured, in the form of containerd's certs.d.
+    #[arg(long, global = true, value_name = "DIR", default_value = pith_image::HOSTS_DIR)]
+    pub(crate) hosts_dir: PathBuf,
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) output: Output,
     #[command(subcommand)]
@@ -394,15 +461,32 @@ pub(crate) struct ImageArgs {
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
     /// Read images from an OCI layout or a `docker save` archive.
-    Import { file: PathBuf },
-    /// Fetch an image from its registry.
-    Pull { reference: Reference },
+    Import {
+        file: PathBuf,
+        /// Which of its variants, such as linux/arm64 [default: this machine's].
+        #[arg(long)]
+        platform: Option<Platform>,
+    },
+    /// Fetch an image from its registry, with the logins of `docker login` or `podman login`.
+    Pull {
+        reference: Reference,
+        /// Which of its variants, such as linux/arm64 [default: this machine's].
+        #[arg(long)]
+        platform: Option<Platform>,
+    },
     /// List the images.
     Ls,
     /// Forget an image; its layers go with the next gc.
     Rm { reference: String },
-    /// Remove what no image and no container uses.
-    Gc,
+    /// Remove images that no container uses, and what no image uses.
+    Gc {
+        /// Spare images that were used or came within this time: a pod that wants one may be on its way.
+        #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "2m")]
+        min_age: u64,
+        /// Only if the disk is that full, and only until it is 5 percent less so.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        above: Option<u8>,
+    },
 }
 
 #[derive(Args)]
@@ -428,6 +512,43 @@ mod tests {
         for (text, expect) in cases {
             assert_eq!(seconds(text).ok(), expect, "{text:?}");
         }
+    }
+
+    #[test]
+    fn image_thresholds_table() {
+        let policy = |high, low| {
+            let args = ReplicaImageArgs {
+                image_gc_high_threshold: high,
+                image_gc_low_threshold: low,
+                ..ReplicaImageArgs::default()
+            };
+            match args.policy() {
+                Ok(Policy::Thresholds { high_percent, low_percent, .. }) => Some((high_percent, low_percent)),
+                _ => None,
+            }
+        };
+        for (high, low, expect) in [
+            (None, None, Some((85, 80))),
+            (Some(90), None, Some((90, 80))),
+            (Some(50), None, Some((50, 50))),
+            (None, Some(95), Some((95, 95))),
+            (Some(70), Some(60), Some((70, 60))),
+            (Some(60), Some(70), None),
+        ] {
+            assert_eq!(policy(high, low), expect, "{high:?} {low:?}");
+        }
+    }
+
+    #[test]
+    fn image_flags_reach_the_replica() {
+        let given = ["--image-gc-high-threshold=9", "--minimum-image-ttl-duration=60s", "--hosts-dir", "/d"];
+        let Ok(Cli { command: Command::Up(up), .. }) =
+            Cli::try_parse_from(["pith", "up"].iter().chain(&given))
+        else {
+            panic!("{given:?} are flags of up")
+        };
+        let flags: Vec<_> = up.images.or(&ReplicaImageArgs::default()).flags().collect();
+        assert_eq!(flags, given.map(std::ffi::OsString::from));
     }
 
     #[test]

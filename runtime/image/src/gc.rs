@@ -40,6 +40,8 @@ pub struct Removed {
     pub images: Vec<Digest>,
     /// Bytes of the files of the layers that went with them.
     pub bytes: u64,
+    /// Bytes that should have gone beyond those, had there been images that nobody uses.
+    pub short_of: u64,
     /// Something is being imported, so layers that nobody needs any more stay until the next collection.
     pub deferred: bool,
 }
@@ -120,6 +122,9 @@ impl Store {
             removed.images.push(id);
             // An estimate: layers that other images share stay.
             to_free = to_free.saturating_sub(bytes);
+        }
+        if matches!(policy, Policy::Thresholds { .. }) {
+            removed.short_of = to_free;
         }
         if !removed.images.is_empty() {
             index.save(self.dir())?;

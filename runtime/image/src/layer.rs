@@ -96,8 +96,9 @@ impl Store {
         // A stream that is not compressed has the diff id as its digest, which is verified anyway.
         let verify = digest.filter(|digest| *digest != diff_id);
         let mut transferred = HashingReader::new(stream, u64::MAX);
-        let result =
-            decompress::reader(&mut transferred).map_err(|e| stream_error(e, blob, 0)).and_then(|plain| {
+        let result = decompress::reader(&mut transferred, limits)
+            .map_err(|e| stream_error(e, blob, 0))
+            .and_then(|plain| {
                 let plain = HashingReader::new(plain, limits.layer_bytes);
                 let (unpacked, plain) = unpack(plain, root_fd, limits, blob)?;
                 let (got, _, _) = plain.finish().map_err(|e| stream_error(e, blob, 0))?;

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -117,10 +117,7 @@ impl Partial {
 
     /// It has become a layer, or never will.
     pub(crate) fn remove(&self) -> Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.path, e)),
-            _ => Ok(()),
-        }
+        remove_file(&self.path)
     }
 }
 
@@ -140,8 +137,20 @@ impl Writer {
     }
 }
 
+/// What there may be of a blob that nobody needs any more.
+pub(crate) fn remove(store: &Store, digest: &Digest) -> Result<()> {
+    remove_file(&store.dir().join("partial").join(digest.hex()))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// The file of that name, locked. One that its holder removed meanwhile has no name, and is of no use to the next pull.
-fn lock(path: &std::path::Path) -> Result<File> {
+fn lock(path: &Path) -> Result<File> {
     loop {
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
         let file = file.at("open", path)?;

@@ -118,6 +118,28 @@ pub(crate) fn is_index(media_type: &MediaType) -> bool {
     }
 }
 
+impl std::str::FromStr for Platform {
+    type Err = String;
+
+    /// `os/architecture[/variant]`, as Docker's `--platform` takes it.
+    fn from_str(text: &str) -> std::result::Result<Platform, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let word =
+            |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        match parts.as_slice() {
+            [os, architecture, rest @ ..] if rest.len() <= 1 && parts.iter().all(word) => Ok(Platform {
+                os: (*os).to_owned(),
+                architecture: (*architecture).to_owned(),
+                variant: rest.first().map(|variant| (*variant).to_owned()),
+            }),
+            _ => {
+                Err("a platform is os/architecture or os/architecture/variant, such as linux/arm64"
+                    .to_owned())
+            }
+        }
+    }
+}
+
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -172,6 +194,25 @@ mod tests {
             let chosen = amd64.choose("x", &index).ok();
             let expect = expect.map(|n| &index.manifests()[n]);
             assert_eq!(chosen, expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn parse_table() {
+        for (text, good) in [
+            ("linux/amd64", true),
+            ("linux/arm/v7", true),
+            ("linux", false),
+            ("linux/", false),
+            ("linux/arm/v7/x", false),
+            ("", false),
+        ] {
+            let parsed = text.parse::<Platform>();
+            assert_eq!(
+                parsed.as_ref().map(ToString::to_string).ok(),
+                good.then(|| text.to_owned()),
+                "{text:?}"
+            );
         }
     }
 

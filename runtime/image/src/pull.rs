@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::keychain::Keychain;
 use crate::layer::Installed;
 use crate::layout::{self, Documents, digest_of};
-use crate::partial::Partial;
+use crate::partial::{self, Partial};
 use crate::progress::{Event, Progress, Step};
 use crate::reference::Reference;
 use crate::registry::Registry;
@@ -93,10 +93,15 @@ impl LayerJob<'_> {
 
     /// Bytes of its files.
     async fn run(&self, descriptor: &Descriptor) -> Result<u64> {
-        let (store, diff_id) = (self.store.clone(), self.diff_id.clone());
+        let digest = digest_of(descriptor)?;
+        let (store, diff_id, blob) = (self.store.clone(), self.diff_id.clone(), digest.clone());
         let (lock, present) = blocking(move || {
             let lock = store.lock_layer(&diff_id)?;
             let present = store.layer_bytes(&diff_id)?;
+            if present.is_some() {
+                // Of a pull that was killed when the layer was in place.
+                partial::remove(&store, &blob)?;
+            }
             Ok((lock, present))
         })
         .await?;
@@ -104,7 +109,6 @@ impl LayerJob<'_> {
             self.report(Step::Present);
             return Ok(bytes);
         }
-        let digest = digest_of(descriptor)?;
         let limit = self.store.inner.limits.archive_bytes;
         if descriptor.size() > limit {
             return Err(Error::TooLarge { what: format!("blob {digest}"), limit });

@@ -20,6 +20,8 @@ use crate::unpack::{Limits, archive_error, split_path, stream_error};
 
 /// Files in one archive: a blob a layer and some documents; `docker save` of many images has thousands.
 const FILES_MAX: usize = 100_000;
+/// Bytes of their names.
+const PATHS_MAX: usize = 16 << 20;
 /// Old `docker save` links layers that images share; a link to a link is possible.
 const LINKS_MAX: usize = 8;
 
@@ -67,7 +69,7 @@ impl Source {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::open(spool, flags, Mode::RUSR | Mode::WUSR).at("make a file in", spool)?;
         let mut file = File::from(file);
-        let mut stream = decompress::reader(stream).map_err(|e| stream_error(e, &name, 0))?;
+        let mut stream = decompress::reader(stream, limits).map_err(|e| stream_error(e, &name, 0))?;
         let mut buffer = vec![0_u8; 128 * 1024];
         let mut total = 0_u64;
         loop {
@@ -89,6 +91,7 @@ impl Source {
     fn index(name: String, mut file: File) -> Result<Source> {
         file.seek(SeekFrom::Start(0)).at("rewind", Path::new(&name))?;
         let mut members = BTreeMap::new();
+        let mut paths = 0;
         // Headers only: the data between them is seeked over, not read.
         let mut archive = tar::Reader::new(SeekingReader::new(&file, &name)?);
         while let Some(entry) = archive.next().map_err(|e| archive_error(e, &name))? {
@@ -106,8 +109,9 @@ impl Source {
                 Kind::HardLink => Member::Link(resolve_link(&[], &entry.link)),
                 Kind::Directory | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => continue,
             };
+            paths += path.len();
             members.insert(path, member);
-            if members.len() > FILES_MAX {
+            if members.len() > FILES_MAX || paths > PATHS_MAX {
                 return Err(Error::TooLarge { what: format!("the list of {name}"), limit: FILES_MAX as u64 });
             }
         }

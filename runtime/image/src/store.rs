@@ -135,8 +135,15 @@ impl Store {
         for name in ["", "blobs/sha256", "layers", "partial", "holds", "empty", "tmp", "locks"] {
             let path = dir.join(name);
             // 700: unpacked images hold set-user-ID programs, which must be out of reach of the host's users.
+            if path.is_dir() {
+                continue;
+            }
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.at("create", &path)?;
+            // What is put into it is durable only if it is, and so is each folder above it that was made with it.
+            for above in path.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty()) {
+                File::open(above).and_then(|above| above.sync_all()).at("sync", above)?;
+            }
         }
         // The exception: it becomes a container's root directory.
         let empty = dir.join("empty");
@@ -199,7 +206,11 @@ impl Store {
             _ => {}
         }
         std::os::unix::fs::symlink(id.as_str(), &path).at("create", &path)?;
-        // When it was last used: garbage collection takes the oldest first.
+        self.touch(id)
+    }
+
+    /// When it was last used: garbage collection takes the oldest first.
+    fn touch(&self, id: &Digest) -> Result<()> {
         let blob = self.blob_path(id);
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let now = rustix::fs::Timestamps { last_access: now, last_modification: now };
@@ -209,9 +220,16 @@ impl Store {
     /// The end of [`Store::hold`]; without one, nothing.
     pub fn release(&self, holder: &str) -> Result<()> {
         let path = self.hold_path(holder)?;
+        let held = fs::read_link(&path).ok().and_then(|target| target.to_str()?.parse::<Digest>().ok());
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
-            _ => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.at("remove", &path)?,
+        }
+        // It was in use until now, however long ago it began to be.
+        match held.map(|id| self.touch(&id)) {
+            Some(Err(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Some(touched) => touched,
+            None => Ok(()),
         }
     }
 

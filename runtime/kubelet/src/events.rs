@@ -35,6 +35,7 @@ impl Severity {
 /// What an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Subject {
+    kind: &'static str,
     namespace: String,
     name: String,
     uid: String,
@@ -44,11 +45,18 @@ pub(crate) struct Subject {
 impl Subject {
     pub(crate) fn pod(pod: &PodId) -> Self {
         Self {
+            kind: "Pod",
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             uid: pod.uid.to_string(),
             field: None,
         }
+    }
+
+    /// Nodes have no namespace: as with upstream, what is told about them is in the default one, by name.
+    pub(crate) fn node(name: &str) -> Self {
+        let (name, uid) = (name.to_owned(), name.to_owned());
+        Self { kind: "Node", namespace: "default".to_owned(), name, uid, field: None }
     }
 
     pub(crate) fn container(pod: &PodId, unit: &Unit) -> Self {
@@ -167,9 +175,9 @@ impl Sender {
             },
             involved_object: ObjectReference {
                 api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
+                kind: Some(s.kind.to_owned()),
                 name: Some(s.name.clone()),
-                namespace: Some(s.namespace.clone()),
+                namespace: (s.kind != "Node").then(|| s.namespace.clone()),
                 uid: Some(s.uid.clone()),
                 field_path: s.field.clone(),
                 resource_version: None,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, Deps},
     context::Context,
-    events,
+    events, image_gc,
     machine::Machine,
     node,
     objects::Objects,
@@ -93,6 +93,7 @@ impl Kubelet {
             tasks.spawn(server.run(stop.clone()));
         }
         tasks.spawn(node::run(context.clone(), machine, stop.clone()));
+        tasks.spawn(image_gc::run(context.clone(), stop.clone()));
         tasks.spawn(Pods::new(context, cells, stop.clone()).run(local));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended

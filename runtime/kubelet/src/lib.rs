@@ -27,6 +27,7 @@ mod etc;
 mod events;
 mod exits;
 mod hooks;
+mod image_gc;
 mod images;
 mod kubelet;
 mod logs;

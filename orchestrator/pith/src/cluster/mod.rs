@@ -20,7 +20,7 @@ use pith_network::names::ClusterName;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ClusterArgs, DEFAULT_DIR, TimeArgs};
+use crate::cli::{ClusterArgs, DEFAULT_DIR, ReplicaImageArgs, TimeArgs};
 
 pub(crate) mod down;
 pub(crate) mod process;
@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) replicas: u16,
     #[serde(default)]
     pub(crate) times: TimeArgs,
+    #[serde(default)]
+    pub(crate) images: ReplicaImageArgs,
     /// What `--outside` said.
     #[serde(default = "outside_by_default")]
     pub(crate) outside: String,
@@ -196,6 +198,7 @@ mod tests {
             port: 6443,
             replicas: 3,
             times: TimeArgs::default(),
+            images: ReplicaImageArgs::default(),
             outside: "none".into(),
         };
         mine.save(&settings).expect("saved");

@@ -107,6 +107,7 @@ fn settle(
     topology: &Topology,
 ) -> Result<Settings> {
     let Some(mut settings) = known else {
+        args.images.policy()?;
         return Ok(Settings {
             name: cluster.name.to_string(),
             node_cidr: topology.addressing.nodes,
@@ -115,6 +116,7 @@ fn settle(
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
             times: args.times.clone(),
+            images: args.images.clone(),
             outside: args.outside.clone().unwrap_or_else(outside_by_default),
         });
     };
@@ -139,6 +141,8 @@ fn settle(
     }
     settings.replicas = args.replicas;
     settings.times = args.times.or(&settings.times);
+    settings.images = args.images.or(&settings.images);
+    settings.images.policy()?;
     if let Some(outside) = &args.outside {
         settings.outside.clone_from(outside);
     }
@@ -256,7 +260,7 @@ async fn start_replicas(
     let token = token::create(client, &cluster.kubeconfig(), TOKEN_TTL).await?.to_string();
     let url = format!("https://{}:{}", topology.addressing.host(), settings.port);
     let starts = missing.into_iter().map(|(name, net)| {
-        let command = replica_command(cluster, topology, &name, net, &url, &token);
+        let command = replica_command(cluster, settings, topology, &name, net, &url, &token);
         async move { Ok::<_, anyhow::Error>((name.clone(), cluster.daemon(&name).start(command?).await?)) }
     });
     futures::stream::iter(starts).buffer_unordered(usize::from(settings.replicas)).try_collect().await
@@ -264,6 +268,7 @@ async fn start_replicas(
 
 fn replica_command(
     cluster: &Cluster,
+    settings: &Settings,
     topology: &Topology,
     name: &str,
     net: &ReplicaNet,
@@ -281,6 +286,7 @@ fn replica_command(
     command.arg("--cluster-cidr").arg(topology.addressing.pods.to_string());
     command.arg("--cgroup").arg(format!("{}/{name}", cluster.cgroup()));
     command.arg("--bpf-dir").arg(cluster.bpf_dir().join(name));
+    command.args(settings.images.flags());
     Ok(command)
 }
 

@@ -55,7 +55,9 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     let datapath = open_datapath(args, &uplink, address)?;
     let member = Member { node: node.clone(), address: address.into() };
     let (client, serving) = access(source, &args.dir, member, &tasks).await?;
-    let images = pith_image::Store::open(args.dir.join("images"))?;
+    let mut options = pith_image::Options::default();
+    options.hosts_dir = args.images.hosts_dir.clone().or(options.hosts_dir);
+    let images = pith_image::Store::open_with(args.dir.join("images"), options)?;
     let identity = NodeIdentity::new(node.as_str());
     tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
     let network = ReplicaNetwork::new(Place {
@@ -70,6 +72,7 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     let deps = Deps { client, images, network: Arc::new(network), podd: podd_program()?, serving };
     let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
     config.max_pods = args.max_pods;
+    config.image_gc = args.images.policy()?;
     tasks.start("kubelet", Kubelet::run(config, deps, tasks.cancel()));
     notify_ready();
     tasks.finish().await

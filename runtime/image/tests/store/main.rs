@@ -2,8 +2,10 @@
 
 mod collect;
 mod damage;
+mod disk;
 mod hostile;
 mod import;
+mod killed;
 mod mirrors;
 mod registry;
 mod server;

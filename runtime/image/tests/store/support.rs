@@ -18,6 +18,12 @@ pub(crate) enum Item {
     HardLink(&'static str, &'static str),
     Device(&'static str, u32, u32),
     Xattr(&'static str, &'static str, &'static [u8]),
+    /// Any type, with mode and owner, empty.
+    Raw(&'static str, u8, u32, u64),
+    /// An empty file with a PAX record of its own.
+    Pax(&'static str, &'static [u8]),
+    /// An empty file with a name of so many characters, by GNU's extension of that type.
+    Long(u8, usize),
 }
 
 /// A tar stream of the items; paths are written as they are, however hostile.
@@ -56,6 +62,26 @@ pub(crate) fn tar_of(items: &[Item]) -> Vec<u8> {
                 header.set_device_major(*major).expect("fits");
                 header.set_device_minor(*minor).expect("fits");
                 (path, b"")
+            }
+            Item::Raw(path, kind, mode, uid) => {
+                header.set_entry_type(tar::EntryType::new(*kind));
+                header.set_mode(*mode);
+                header.set_uid(*uid);
+                (path, b"")
+            }
+            Item::Pax(key, value) => {
+                builder.append_pax_extensions([(*key, *value)]).expect("write to memory");
+                header.set_entry_type(tar::EntryType::Regular);
+                ("with-pax", b"")
+            }
+            Item::Long(kind, length) => {
+                let mut long = header.clone();
+                long.set_entry_type(tar::EntryType::new(*kind));
+                long.set_size(*length as u64);
+                long.set_cksum();
+                builder.append(&long, "l".repeat(*length).as_bytes()).expect("write to memory");
+                header.set_entry_type(tar::EntryType::Regular);
+                ("short", b"")
             }
             Item::Xattr(path, name, value) => {
                 let key = format!("SCHILY.xattr.{name}");

@@ -2,9 +2,10 @@
 //!
 //! The stores are safe to share with running kubelets, so nothing has to be stopped.
 
+mod progress;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -13,23 +14,27 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use pith_image::{Event, Image, Keychain, Policy, Progress, Reference, Removed, Step, Store};
+use indicatif::HumanBytes;
+use pith_image::{Image, Keychain, Options, Platform, Policy, Reference, Removed, Store};
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterArgs, DEFAULT_DIR, ImageArgs, ImageCommand, Output};
 use crate::cluster::Cluster;
 use crate::machine::require_root;
 
-/// `gc` spares what has just been imported: a pod that wants it may be on its way.
-const GC_MIN_AGE: Duration = Duration::from_secs(120);
+use progress::{Display, Reporter};
+
+/// How much emptier than `gc --above` the disk is made, as the kubelet does it.
+const GC_STEP_PERCENT: u8 = 5;
 
 pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     require_root("image")?;
     let dirs = store_dirs(args)?;
+    let display = Display::new();
+    let reporter = |dir: &Path| display.reporter((dirs.len() > 1).then(|| replica_of(dir)));
     // Layers are unpacked by the processor: one store a thread makes use of all of them.
     let outcomes: Vec<Result<Outcome>> = thread::scope(|scope| {
-        let workers: Vec<_> = dirs.iter().map(|dir| scope.spawn(|| act(&args.command, dir))).collect();
+        let workers: Vec<_> = dirs.iter().map(|dir| scope.spawn(|| act(args, dir, reporter(dir)))).collect();
         workers
             .into_iter()
             .map(|worker| worker.join().expect("a worker that panics aborts the command"))
@@ -67,30 +72,59 @@ fn store_dirs(args: &ImageArgs) -> Result<Vec<PathBuf>> {
     Ok(dirs)
 }
 
+/// `…/replicas/replica-1/images`
+fn replica_of(dir: &Path) -> String {
+    let replica = dir.parent().and_then(Path::file_name).unwrap_or_default();
+    replica.to_string_lossy().into_owned()
+}
+
 enum Outcome {
     Images(Vec<Image>),
     Removed(Removed),
 }
 
-fn act(command: &ImageCommand, dir: &Path) -> Result<Outcome> {
+fn act(args: &ImageArgs, dir: &Path, reporter: Reporter) -> Result<Outcome> {
     // A store comes into being with what is put into it, not by a mistyped path.
-    match command {
-        ImageCommand::Import { file } => check(file)?,
+    match &args.command {
+        ImageCommand::Import { file, .. } => check(file)?,
         ImageCommand::Pull { .. } => {}
-        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc if dir.exists() => {}
-        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc => bail!("it does not exist"),
+        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc { .. } if dir.exists() => {}
+        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc { .. } => bail!("it does not exist"),
     }
-    let store = Store::open(dir)?;
-    Ok(match command {
-        ImageCommand::Import { file } => Outcome::Images(import(&store, file)?),
-        ImageCommand::Pull { reference } => Outcome::Images(vec![pull(&store, reference)?]),
+    let platform = match &args.command {
+        ImageCommand::Import { platform, .. } | ImageCommand::Pull { platform, .. } => platform.clone(),
+        ImageCommand::Ls | ImageCommand::Rm { .. } | ImageCommand::Gc { .. } => None,
+    };
+    let store = Store::open_with(
+        dir,
+        Options {
+            platform: platform.unwrap_or_else(Platform::host),
+            hosts_dir: Some(args.hosts_dir.clone()),
+            ..Options::default()
+        },
+    )?;
+    Ok(match &args.command {
+        ImageCommand::Import { file, .. } => Outcome::Images(store.import(file, None, &reporter)?),
+        ImageCommand::Pull { reference, .. } => {
+            Outcome::Images(vec![pull_with(&store, reference, reporter)?])
+        }
         ImageCommand::Ls => Outcome::Images(store.list()?),
         ImageCommand::Rm { reference } => Outcome::Removed(store.remove(reference)?),
-        ImageCommand::Gc => {
-            let in_use: BTreeSet<_> = store.holds()?.into_iter().map(|(_, image)| image).collect();
-            Outcome::Removed(store.gc(&in_use, Policy::Unused { min_age: GC_MIN_AGE })?)
+        ImageCommand::Gc { min_age, above } => {
+            Outcome::Removed(store.gc(&BTreeSet::new(), policy(*min_age, *above))?)
         }
     })
+}
+
+fn policy(min_age_s: u64, above_percent: Option<u8>) -> Policy {
+    let min_age = Duration::from_secs(min_age_s);
+    match above_percent {
+        None => Policy::Unused { min_age },
+        Some(high_percent) => {
+            let low_percent = high_percent.saturating_sub(GC_STEP_PERCENT);
+            Policy::Thresholds { high_percent, low_percent, min_age }
+        }
+    }
 }
 
 /// Whether there is a file to read.
@@ -100,15 +134,19 @@ pub(crate) fn check(file: &Path) -> Result<()> {
 
 /// The images of an archive, with progress.
 pub(crate) fn import(store: &Store, file: &Path) -> Result<Vec<Image>> {
-    Ok(store.import(file, None, &Reporter::new())?)
+    Ok(store.import(file, None, &Display::new().reporter(None))?)
 }
 
 /// An image from its registry, with progress.
 pub(crate) fn pull(store: &Store, reference: &Reference) -> Result<Image> {
+    pull_with(store, reference, Display::new().reporter(None))
+}
+
+fn pull_with(store: &Store, reference: &Reference, reporter: Reporter) -> Result<Image> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let keychain = Keychain::of_user()?;
-    Ok(runtime.block_on(store.pull(reference, &keychain, Arc::new(Reporter::new())))?)
+    Ok(runtime.block_on(store.pull(reference, &keychain, Arc::new(reporter)))?)
 }
 
 impl Outcome {
@@ -129,6 +167,7 @@ impl Outcome {
                 "names": removed.names,
                 "images": removed.images.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "bytes": removed.bytes,
+                "shortOf": removed.short_of,
                 "deferred": removed.deferred,
             }),
         }
@@ -156,60 +195,16 @@ impl Outcome {
                 removed.names.iter().for_each(|name| println!("untagged {name}"));
                 removed.images.iter().for_each(|image| println!("removed {image}"));
                 println!("{} freed", HumanBytes(removed.bytes));
+                if removed.short_of > 0 {
+                    println!(
+                        "{} too few: the other images are in use or too young",
+                        HumanBytes(removed.short_of)
+                    );
+                }
                 if removed.deferred {
                     println!("an import is under way: the rest goes with the next gc");
                 }
             }
-        }
-    }
-}
-
-/// A bar on a terminal, a line an image otherwise.
-struct Reporter {
-    bar: Option<ProgressBar>,
-}
-
-impl Reporter {
-    fn new() -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_spinner());
-            ProgressBar::new_spinner().with_style(style)
-        });
-        Self { bar }
-    }
-}
-
-impl Progress for Reporter {
-    fn report(&self, event: &Event<'_>) {
-        let line = match event {
-            Event::Resolved { image, layers, bytes } => {
-                format!("{image}: {layers} layers, {}", HumanBytes(*bytes))
-            }
-            Event::Layer { diff_id, step } => {
-                let step = match step {
-                    Step::Present => "already here".to_owned(),
-                    Step::Receiving { received, total } => {
-                        format!("{} of {}", HumanBytes(*received), HumanBytes(*total))
-                    }
-                    Step::Retrying { attempt } => format!("connection broke, attempt {attempt}"),
-                    Step::Unpacking => "unpacking".to_owned(),
-                    Step::Unpacked { bytes } => format!("unpacked, {}", HumanBytes(*bytes)),
-                };
-                format!("layer {diff_id}: {step}")
-            }
-            Event::Stored { image, .. } => format!("{image}: stored"),
-        };
-        match (&self.bar, event) {
-            (Some(bar), _) => {
-                bar.set_message(line);
-                bar.tick();
-            }
-            // Without a terminal only the ends are worth a line.
-            (None, Event::Stored { .. } | Event::Layer { step: Step::Retrying { .. }, .. }) => {
-                eprintln!("{line}")
-            }
-            (None, _) => {}
         }
     }
 }
