@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail};
 use crate::program::folder;
 
 /// Unpacks these packages and all that they depend on into `root`. `work` is for apt's notes.
-pub(crate) fn unpack(names: &[&str], work: &Path, root: &Path) -> Result<()> {
+///
+/// # Errors
+/// When they cannot be had.
+pub fn unpack(names: &[&str], work: &Path, root: &Path) -> Result<()> {
     for package in packages(names, work)? {
         extract(&package, root)?;
     }

@@ -2,7 +2,7 @@
 //! tears down, and a picture of the machine to compare before and after.
 
 mod cluster;
-mod debian;
+pub mod debian;
 pub mod images;
 mod kubectl;
 mod machine;

@@ -1,6 +1,7 @@
 //! Other people's programs as pods: Debian's nginx and redis serve traffic and are held to their limits; images
 //! that cannot be had say why.
 
+mod real_registry;
 mod registry;
 
 use std::fs;
