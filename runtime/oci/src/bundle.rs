@@ -30,12 +30,12 @@ pub struct Bundle {
 
 impl Bundle {
     /// Reads the configuration, and makes the bundle the working directory: hooks run there, and relative sources of
-    /// mounts are resolved there.
-    pub(crate) fn open(dir: Option<&str>, log: &Log) -> Result<Bundle> {
+    /// mounts are resolved there. `config` is the configuration's name in it.
+    pub(crate) fn open(dir: Option<&str>, config: &str, log: &Log) -> Result<Bundle> {
         let dir = fs::canonicalize(dir.filter(|dir| !dir.is_empty()).unwrap_or("."))
             .map_err(Error::io("open bundle", dir.unwrap_or(".")))?;
         std::env::set_current_dir(&dir).map_err(Error::io("enter bundle", &dir))?;
-        let path = dir.join("config.json");
+        let path = dir.join(config);
         let text = read(&path)?;
         let mut spec = parse(&text, &path, log)?;
         check_version(&spec)?;

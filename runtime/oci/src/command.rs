@@ -21,12 +21,15 @@ pub const GLOBAL: &[Flag] = &[
     switch(&["systemd-cgroup"]),
     value(&["rootless"]),
     value(&["criu"]),
+    // crun's word for it.
+    value(&["cgroup-manager"]),
     switch(&["help", "h"]),
     switch(&["version", "v"]),
 ];
 
 const CREATE: &[Flag] = &[
     value(&["bundle", "b"]),
+    value(&["config", "f"]),
     value(&["console-socket"]),
     value(&["pidfd-socket"]),
     value(&["pid-file"]),
@@ -190,8 +193,17 @@ impl Invocation {
     /// Carries the command out; the exit code.
     pub fn run(&self, log: &Log) -> Result<i32> {
         log.debug(&format!("{} {:?}", self.command, self.flags.rest));
-        if self.global.is_set("systemd-cgroup") && ["create", "run"].contains(&self.command) {
-            return Err(Error::NoSystemd);
+        if ["create", "run"].contains(&self.command) {
+            match self.global.get("cgroup-manager") {
+                Some("systemd") => return Err(Error::NoSystemd),
+                None | Some("" | "cgroupfs") if self.global.is_set("systemd-cgroup") => {
+                    return Err(Error::NoSystemd);
+                }
+                None | Some("" | "cgroupfs") => {}
+                Some(other) => {
+                    return Err(Error::Usage(format!("cgroup manager {other:?} is not supported")));
+                }
+            }
         }
         match self.command {
             "create" => self.create(log).map(|()| 0),
@@ -262,7 +274,11 @@ impl Invocation {
         Ok(Request {
             root: &self.root,
             id,
-            bundle: Bundle::open(self.flags.get("bundle"), log)?,
+            bundle: Bundle::open(
+                self.flags.get("bundle"),
+                self.flags.get("config").unwrap_or("config.json"),
+                log,
+            )?,
             extras: Extras::default(),
             console_socket: self.flags.get("console-socket").filter(|path| !path.is_empty()),
             pid_file,

@@ -80,6 +80,13 @@ fn command_line() {
     bundle.oci(&["kill", "order", "KILL", "--all"]).ok();
     bundle.wait_status("stopped");
     bundle.oci(&["delete", "order", "--force"]).ok();
+    // crun's words: another file of the bundle, and who makes cgroups.
+    fs::rename(bundle.path("config.json"), bundle.path("other.json")).expect("rename");
+    bundle.oci(&["--cgroup-manager", "cgroupfs", "create", "--config", "other.json", "order"]).ok();
+    bundle.oci(&["delete", "--force", "order"]).ok();
+    bundle
+        .oci(&["--cgroup-manager", "disabled", "create", "order"])
+        .refused("\"disabled\\\" is not supported");
     // Without a path of its own a container's cgroup has its name.
     bundle.config["linux"]["cgroupsPath"] = Value::Null;
     bundle.name = format!("order-{}", std::process::id());
