@@ -1,5 +1,6 @@
 //! The last step: finding the program and becoming it.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
@@ -27,7 +28,7 @@ impl Executor {
     pub(super) fn program(&self, exec: &Exec) -> Result<Program, Failure> {
         let name = exec.args.first().map_or("", String::as_str);
         let path = find(name, &exec.env)?;
-        let mut env = exec.env.clone();
+        let mut env = last_of_each(&exec.env);
         if !env.iter().any(|variable| variable.starts_with("HOME=")) {
             let home = self.identity.as_ref().and_then(|identity| identity.home.clone());
             env.push(format!("HOME={}", home.filter(|home| !home.is_empty()).unwrap_or("/".to_owned())));
@@ -68,6 +69,23 @@ impl Program {
         let kind = if errno == Errno::NOENT { FailureKind::NotFound } else { FailureKind::NotExecutable };
         failed(kind, errno, format!("exec {}: {}", self.path, words(errno)))
     }
+}
+
+/// Of variables that are given twice the last one counts, as with every other runtime; getenv(3) would find the first.
+fn last_of_each(given: &[String]) -> Vec<String> {
+    let mut places = BTreeMap::new();
+    let mut env: Vec<String> = Vec::new();
+    for variable in given {
+        let name = variable.split('=').next().unwrap_or_default();
+        match places.insert(name, env.len()) {
+            Some(place) => {
+                env[place].clone_from(variable);
+                places.insert(name, place);
+            }
+            None => env.push(variable.clone()),
+        }
+    }
+    env
 }
 
 /// The path of a program, with the words Go's `os/exec` (and so every other runtime) has for failures.

@@ -33,6 +33,11 @@ const FIELDS: &[Field] = &[
         |f| f["env"] == json!({ "A": "1", "B": "x=y", "HOME": "/root" }),
     ),
     (
+        "env given twice",
+        |c| c["process"]["env"] = json!(["A=1", "HOME=/x", "A=2", "C=3", "HOME=/y"]),
+        |f| f["variables"] == json!(["A=2", "HOME=/y", "C=3"]),
+    ),
+    (
         "cwd is made",
         |c| {
             c["process"]["cwd"] = "/new/dir".into();

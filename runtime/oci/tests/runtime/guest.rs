@@ -185,6 +185,7 @@ fn facts() -> Value {
         "srv": names("/srv"),
         "namespaces": namespaces,
         "cwd": std::env::current_dir().map(|dir| dir.display().to_string()).unwrap_or_default(),
+        "variables": std::env::vars().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
         "env": std::env::vars().collect::<BTreeMap<_, _>>(),
         "hostname": read("/proc/sys/kernel/hostname"),
         "domainname": read("/proc/sys/kernel/domainname"),
