@@ -7,7 +7,7 @@ use pith_api::{
 use pith_store::Key;
 use serde_json::Value;
 
-use crate::request::Query;
+use crate::{objects::Stored, parts::Parts, request::Query};
 
 /// Which objects a list or watch is about.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Filter {
     kind: &'static Kind,
     labels: LabelSelector,
     fields: FieldSelector,
+    /// Of each object, what the selectors look at.
+    parts: Parts,
 }
 
 impl Filter {
@@ -33,7 +35,10 @@ impl Filter {
                 term.path
             )));
         }
-        Ok(Self { kind, labels, fields })
+        let paths = fields.terms().iter().map(|term| term.path.as_str());
+        let labelled = (!labels.is_everything()).then_some("metadata.labels");
+        let parts = Parts::at(paths.chain(labelled));
+        Ok(Self { kind, labels, fields, parts })
     }
 
     /// Whether every object is meant.
@@ -51,8 +56,16 @@ impl Filter {
         self.fields.required("spec.nodeName")
     }
 
+    /// Whether this object of that key is meant.
+    pub(crate) fn passes(&self, key: &Key, stored: &Stored) -> Result<bool, ApiError> {
+        match self.matches_key(key) {
+            Some(decided) => Ok(decided),
+            None => Ok(self.matches(&stored.parts(self.kind, &self.parts)?)),
+        }
+    }
+
     /// Decides by the key alone where the selectors only speak of what is in it.
-    pub(crate) fn matches_key(&self, key: &Key) -> Option<bool> {
+    fn matches_key(&self, key: &Key) -> Option<bool> {
         if self.name().is_some_and(|name| name != key.name()) {
             return Some(false);
         }
@@ -66,7 +79,7 @@ impl Filter {
         }))
     }
 
-    pub(crate) fn matches(&self, object: &Value) -> bool {
+    fn matches(&self, object: &Value) -> bool {
         self.labels.matches(&object["metadata"]["labels"])
             && self.fields.matches(|path| self.kind.selectable_field(object, path))
     }

@@ -26,6 +26,7 @@ mod identity;
 mod metrics;
 mod objects;
 mod openapi;
+mod parts;
 mod paths;
 pub mod pki;
 mod render;

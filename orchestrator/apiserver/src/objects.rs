@@ -9,7 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pith_api::{ApiError, Kind, Subject};
 use pith_store::{Collection, Committed, Entry, Error, Expect, Key, Prefix, Revision, Store};
+use serde::de::IgnoredAny;
 use serde_json::Value;
+
+use crate::parts::Parts;
 
 /// The API's view of a store.
 #[derive(Clone)]
@@ -33,8 +36,8 @@ impl From<Entry> for Stored {
 impl Stored {
     /// The object in a kind's version, with its resourceVersion.
     pub(crate) fn value(&self, kind: &Kind) -> Result<Value, ApiError> {
-        let mut value: Value = serde_json::from_slice(&self.bytes)
-            .map_err(|error| ApiError::internal(format!("a stored {} cannot be read: {error}", kind.kind)))?;
+        let mut value: Value =
+            serde_json::from_slice(&self.bytes).map_err(|error| unreadable(kind, &error))?;
         if place_of_metadata(&self.bytes, kind).is_none() {
             kind.from_storage(&mut value);
         }
@@ -49,6 +52,39 @@ impl Stored {
             None => Ok(self.value(kind)?.to_string().into_bytes()),
         }
     }
+
+    /// The object's `PartialObjectMetadata` as JSON.
+    pub(crate) fn metadata_json(&self, kind: &Kind) -> Result<Vec<u8>, ApiError> {
+        const HEAD: &[u8] =
+            b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{";
+        let members = place_of_metadata(&self.bytes, kind).and_then(|place| {
+            let object = &self.bytes[place - 1..];
+            Some(&object[1..length_of_value(object)?])
+        });
+        match members {
+            Some(members) => Ok(with_revision(&[HEAD, members, b"}"].concat(), HEAD.len(), self.revision)),
+            None => Ok(pith_api::print::partial_metadata(&self.value(kind)?).to_string().into_bytes()),
+        }
+    }
+
+    /// The object with at least these parts of it.
+    pub(crate) fn parts(&self, kind: &Kind, parts: &Parts) -> Result<Value, ApiError> {
+        match place_of_metadata(&self.bytes, kind) {
+            Some(_) => parts.read(&self.bytes).map_err(|error| unreadable(kind, &error)),
+            None => self.value(kind),
+        }
+    }
+}
+
+fn unreadable(kind: &Kind, error: &serde_json::Error) -> ApiError {
+    ApiError::internal(format!("a stored {} cannot be read: {error}", kind.kind))
+}
+
+/// How many bytes the JSON value takes with which these begin.
+fn length_of_value(bytes: &[u8]) -> Option<usize> {
+    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>();
+    values.next()?.ok()?;
+    Some(values.byte_offset())
 }
 
 /// Where the members of `metadata` begin in stored bytes of this kind's version. `None` where the bytes are of
@@ -272,6 +308,10 @@ mod tests {
             let stored = Stored { bytes, revision: Revision(7) };
             assert_eq!(stored.json(kind).expect("JSON"), shown.as_bytes(), "{name}");
             assert!(place_of_metadata(&stored.bytes, kind).is_some(), "{name}");
+            let metadata: Value =
+                serde_json::from_slice(&stored.metadata_json(kind).expect("JSON")).expect("JSON");
+            let whole = stored.value(kind).expect("JSON");
+            assert_eq!(metadata, pith_api::print::partial_metadata(&whole), "{name}");
             // Bytes as an earlier version wrote them are parsed, and come out the same but for the order.
             let old = Stored { bytes: Bytes::copy_from_slice(object.as_bytes()), revision: Revision(7) };
             let again: Value = serde_json::from_slice(&old.json(kind).expect("JSON")).expect("JSON");

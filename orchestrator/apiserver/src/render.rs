@@ -52,7 +52,8 @@ pub(crate) fn object(call: &Call, status: StatusCode, stored: &Stored) -> Result
     let kind = call.target.kind;
     let bytes = match call.form {
         Form::Objects => stored.json(kind)?,
-        form => shown(call, kind, form, stored.value(kind)?)?.to_string().into_bytes(),
+        Form::Metadata => stored.metadata_json(kind)?,
+        Form::Table => table(call, kind, stored.value(kind)?)?.to_string().into_bytes(),
     };
     Ok(sized(call, status, bytes))
 }
@@ -67,29 +68,26 @@ pub(crate) fn shown(call: &Call, kind: &Kind, form: Form, value: Value) -> Resul
     Ok(match form {
         Form::Objects => value,
         Form::Metadata => pith_api::print::partial_metadata(&value),
-        Form::Table => {
-            let revision = value["metadata"]["resourceVersion"].clone();
-            let mut table = kind.table(&[value], jiff::Timestamp::now(), include_object(call)?);
-            table["metadata"]["resourceVersion"] = revision;
-            table
-        }
+        Form::Table => table(call, kind, value)?,
     })
+}
+
+/// One object as a table of one row.
+pub(crate) fn table(call: &Call, kind: &Kind, value: Value) -> Result<Value, ApiError> {
+    let revision = value["metadata"]["resourceVersion"].clone();
+    let mut table = kind.table(&[value], jiff::Timestamp::now(), include_object(call)?);
+    table["metadata"]["resourceVersion"] = revision;
+    Ok(table)
 }
 
 /// A list.
 pub(crate) fn list(call: &Call, items: &[Stored], meta: &ListMeta) -> Result<Response<Body>, ApiError> {
     let kind = call.target.kind;
     let bytes = match call.form {
-        Form::Objects => plain_list(kind, items, meta)?,
-        Form::Metadata => {
-            let items: Result<Vec<Value>, ApiError> =
-                items.iter().map(|item| Ok(pith_api::print::partial_metadata(&item.value(kind)?))).collect();
-            let list = json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                "metadata": meta.value(), "items": items?,
-            });
-            list.to_string().into_bytes()
-        }
+        Form::Objects => joined(&kind.list_kind(), &kind.api_version(), meta, items, |item| item.json(kind))?,
+        Form::Metadata => joined("PartialObjectMetadataList", "meta.k8s.io/v1", meta, items, |item| {
+            item.metadata_json(kind)
+        })?,
         Form::Table => {
             let values: Result<Vec<Value>, ApiError> = items.iter().map(|item| item.value(kind)).collect();
             let mut table = kind.table(&values?, jiff::Timestamp::now(), include_object(call)?);
@@ -100,22 +98,24 @@ pub(crate) fn list(call: &Call, items: &[Stored], meta: &ListMeta) -> Result<Res
     Ok(sized(call, StatusCode::OK, bytes))
 }
 
-/// The stored texts, one behind the other.
-fn plain_list(kind: &Kind, items: &[Stored], meta: &ListMeta) -> Result<Vec<u8>, ApiError> {
+/// A list of texts, one behind the other.
+fn joined(
+    kind: &str,
+    api_version: &str,
+    meta: &ListMeta,
+    items: &[Stored],
+    text: impl Fn(&Stored) -> Result<Vec<u8>, ApiError>,
+) -> Result<Vec<u8>, ApiError> {
     let length: usize = items.iter().map(|item| item.bytes.len() + 40).sum();
     let mut out = Vec::with_capacity(length + 200);
-    let head = format!(
-        "{{\"kind\":{:?},\"apiVersion\":{:?},\"metadata\":{},\"items\":[",
-        kind.list_kind(),
-        kind.api_version(),
-        meta.value()
-    );
+    let meta = meta.value();
+    let head = format!("{{\"kind\":{kind:?},\"apiVersion\":{api_version:?},\"metadata\":{meta},\"items\":[");
     out.extend_from_slice(head.as_bytes());
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(&item.json(kind)?);
+        out.extend_from_slice(&text(item)?);
     }
     out.extend_from_slice(b"]}");
     Ok(out)

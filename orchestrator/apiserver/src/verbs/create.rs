@@ -47,12 +47,14 @@ pub(crate) async fn create(call: &Call, body: RequestBody) -> Result<Response<Bo
 
 /// Creates a decoded object; a generated name that is taken is generated again.
 pub(crate) async fn create_value(call: &Call, value: Value, dry_run: bool) -> Result<Stored, ApiError> {
-    let generates = meta::name(&value).is_empty() && !meta::text(&value, "generateName").is_empty();
-    let mut tries = if generates { NAME_TRIES } else { 1 };
+    if !meta::name(&value).is_empty() || meta::text(&value, "generateName").is_empty() {
+        return create_once(call, value, dry_run).await;
+    }
+    let mut tries = NAME_TRIES;
     loop {
         tries -= 1;
         match create_once(call, value.clone(), dry_run).await {
-            Err(error) if generates && error.reason == pith_api::Reason::AlreadyExists => {
+            Err(error) if error.reason == pith_api::Reason::AlreadyExists => {
                 if tries == 0 {
                     return Err(ApiError::generate_name_conflict(*error.subject.unwrap_or_default()));
                 }

@@ -269,12 +269,11 @@ pub(crate) async fn delete_collection(call: &Call, body: RequestBody) -> Result<
     let mut gone = Vec::new();
     let mut revision: Revision = listing.revision;
     for entry in listing.entries {
-        let name = entry.key.name().to_owned();
-        let stored = Stored::from(entry);
-        if !filter.is_everything() && !filter.matches(&stored.value(kind)?) {
+        let key = entry.key.clone();
+        if !filter.passes(&key, &Stored::from(entry))? {
             continue;
         }
-        match delete_one(call, &name, &options).await {
+        match delete_one(call, key.name(), &options).await {
             Ok(Outcome::Removed(last) | Outcome::Waiting(last)) => {
                 revision = revision.max(last.revision);
                 gone.push(last);

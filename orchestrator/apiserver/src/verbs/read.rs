@@ -118,7 +118,7 @@ async fn select(
         let mut meta = ListMeta { revision: listing.revision, ..ListMeta::default() };
         let last = listing.entries.last().map(|entry| entry.key.clone());
         for entry in listing.entries {
-            if !everything && !passes(call, filter, &entry)? {
+            if !everything && !filter.passes(&entry.key, &Stored::from(entry.clone()))? {
                 continue;
             }
             if start.limit.is_some_and(|limit| chosen.len() == limit) {
@@ -139,14 +139,6 @@ async fn select(
         request.after = last;
         request.at = Some(listing.revision);
     }
-}
-
-fn passes(call: &Call, filter: &Filter, entry: &Entry) -> Result<bool, ApiError> {
-    if let Some(decided) = filter.matches_key(&entry.key) {
-        return Ok(decided);
-    }
-    let stored = Stored { bytes: entry.value.clone(), revision: entry.revision };
-    Ok(filter.matches(&stored.value(call.target.kind)?))
 }
 
 /// A page whose revision is forgotten.

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use pith_api::{ApiError, Kind};
+use pith_api::ApiError;
 use pith_store::{Event, ListRequest, Revision, Watch};
 use rand::Rng;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ use crate::{
     http::{Body, streamed},
     metrics::WatchGuard,
     objects::{Objects, Stored, failed},
-    render::shown,
+    render::table,
 };
 
 /// Upstream sends bookmarks about once a minute.
@@ -163,13 +163,9 @@ impl Follower {
         if let Some(listing) = initial {
             let mut out = Vec::new();
             for entry in listing.entries {
-                let by_key = follower.filter.matches_key(&entry.key);
+                let key = entry.key.clone();
                 let stored = Stored::from(entry);
-                let matches = match by_key {
-                    Some(decided) => decided,
-                    None => follower.filter.is_everything() || follower.filter.matches(&stored.value(kind)?),
-                };
-                if matches {
+                if follower.filter.passes(&key, &stored)? {
                     follower.line(&mut out, "ADDED", &stored)?;
                 }
             }
@@ -215,7 +211,7 @@ impl Follower {
 
     fn changes(&mut self, out: &mut Vec<u8>, events: &[Arc<Event>]) -> Result<(), ApiError> {
         for event in events {
-            if let Some((kind, stored)) = change(self.call.target.kind, &self.filter, event)? {
+            if let Some((kind, stored)) = change(&self.filter, event)? {
                 self.line(out, kind, &stored)?;
             }
         }
@@ -224,24 +220,22 @@ impl Follower {
 
     fn line(&mut self, out: &mut Vec<u8>, what: &str, stored: &Stored) -> Result<(), ApiError> {
         let kind = self.call.target.kind;
-        if self.call.form == Form::Objects {
-            push_line(out, what, &stored.json(kind)?);
-            return Ok(());
-        }
-        let value = self.form(stored.value(kind)?)?;
-        push_line(out, what, value.to_string().as_bytes());
+        let object = match self.call.form {
+            Form::Objects => stored.json(kind)?,
+            Form::Metadata => stored.metadata_json(kind)?,
+            Form::Table => self.row(stored.value(kind)?)?.to_string().into_bytes(),
+        };
+        push_line(out, what, &object);
         Ok(())
     }
 
-    fn form(&mut self, value: Value) -> Result<Value, ApiError> {
-        let mut value = shown(&self.call, self.call.target.kind, self.call.form, value)?;
-        if self.call.form == Form::Table {
-            if self.columns_sent {
-                value["columnDefinitions"] = Value::Null;
-            }
-            self.columns_sent = true;
+    fn row(&mut self, value: Value) -> Result<Value, ApiError> {
+        let mut table = table(&self.call, self.call.target.kind, value)?;
+        if self.columns_sent {
+            table["columnDefinitions"] = Value::Null;
         }
-        Ok(value)
+        self.columns_sent = true;
+        Ok(table)
     }
 
     fn bookmark(&mut self, out: &mut Vec<u8>, revision: Revision, initial: bool) -> Result<(), ApiError> {
@@ -285,15 +279,13 @@ fn push_line(out: &mut Vec<u8>, what: &str, object: &[u8]) {
 }
 
 /// What a change of the store is to whoever sees the world through the selectors.
-fn change(kind: &Kind, filter: &Filter, event: &Event) -> Result<Option<(&'static str, Stored)>, ApiError> {
+fn change(filter: &Filter, event: &Event) -> Result<Option<(&'static str, Stored)>, ApiError> {
     let new = event.value.clone().map(|bytes| Stored { bytes, revision: event.revision });
     // A deleted object is shown as it was, at the revision of its deletion.
     let old = event.previous.clone().map(|entry| Stored { bytes: entry.value, revision: event.revision });
-    let by_key = if filter.is_everything() { Some(true) } else { filter.matches_key(&event.key) };
-    let matches = |stored: &Option<Stored>| match (stored, by_key) {
-        (None, _) => Ok(false),
-        (Some(_), Some(decided)) => Ok(decided),
-        (Some(stored), None) => stored.value(kind).map(|value| filter.matches(&value)),
+    let matches = |stored: &Option<Stored>| match stored {
+        None => Ok(false),
+        Some(stored) => filter.passes(&event.key, stored),
     };
     let (now, before) = (matches(&new)?, matches(&old)?);
     Ok(match (now, before) {
