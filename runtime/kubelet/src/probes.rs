@@ -1,7 +1,8 @@
 //! Probes: when they run, what their results mean, and what the worker is told.
 //!
 //! The startup probe runs alone; liveness and readiness follow once it has passed. Each probe is a task that
-//! ends with its container.
+//! ends with its container. Until a container is Ready for the first time its readiness is asked more often than
+//! each period, as the API's `readinessProbe.periodSeconds` allows.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::Probe;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::MissedTickBehavior,
+    time::Instant,
 };
 
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
     observed::{ContainerId, Doom, Happened, News, Observed, Running},
     process,
 };
+
+/// How soon readiness is asked again after the first failure; doubles with each, up to the period.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
@@ -80,6 +84,27 @@ impl Counter {
         }
         self.verdict = Some(ok);
         Some(ok)
+    }
+}
+
+/// How long to wait between two checks.
+struct Pace {
+    period: Duration,
+    /// After the next failure. `None` where checks keep to the period.
+    retry: Option<Duration>,
+}
+
+impl Pace {
+    fn new(kind: Kind, period: Duration) -> Self {
+        // What fails counts towards a restart for the other kinds, and their users count in periods.
+        Self { period, retry: (kind == Kind::Readiness).then_some(FIRST_RETRY) }
+    }
+
+    fn pause(&mut self, ok: bool) -> Duration {
+        let Some(retry) = self.retry else { return self.period };
+        // A success that is not enough yet is followed by others a period apart.
+        self.retry = (!ok && retry < self.period).then_some(retry * 2);
+        if ok { self.period } else { retry.min(self.period) }
     }
 }
 
@@ -163,13 +188,19 @@ impl Prober {
         let wait = Duration::try_from(first.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
         tokio::time::sleep(wait).await;
         let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = Pace::new(self.kind, period);
         let mut counter = Counter::new(&probe);
+        let mut told: Option<Instant> = None;
+        let mut next = Instant::now();
         loop {
-            ticks.tick().await;
+            tokio::time::sleep_until(next).await;
+            let begun = Instant::now();
             let result = self.check(&probe).await;
-            if let Err(error) = &result {
+            next = begun + pace.pause(result.is_ok());
+            if let Err(error) = &result
+                && told.is_none_or(|told| begun - told >= period)
+            {
+                told = Some(begun);
                 let message = format!("{} probe failed: {error}", self.kind.title());
                 let subject = Subject::container(&self.cell.id, &self.unit);
                 self.cell.node.events.warning(subject, "Unhealthy", message);
@@ -249,6 +280,19 @@ mod tests {
             let shown = verdicts.trim_end();
             assert_eq!(shown, expect, "{results}");
         }
+    }
+
+    #[test]
+    fn readiness_is_asked_often_until_it_is_there() {
+        let period = Duration::from_secs(1);
+        let pauses = |kind, results: &[bool]| {
+            let mut pace = Pace::new(kind, period);
+            results.iter().map(|ok| pace.pause(*ok).as_millis()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(Kind::Readiness, &[false; 7]), [50, 100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(pauses(Kind::Readiness, &[false, true, false]), [50, 1000, 1000]);
+        assert_eq!(pauses(Kind::Liveness, &[false; 2]), [1000, 1000]);
+        assert_eq!(pauses(Kind::Startup, &[false; 2]), [1000, 1000]);
     }
 
     #[test]
