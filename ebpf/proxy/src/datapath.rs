@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,8 +15,7 @@ use aya::{
     programs::{ProgramError, TcAttachType},
 };
 use pith_abi::{NodeClass, NodeConfig, NodeFlags, Reason, default_limit, map_name};
-
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     bpffs::{self, PinError},
@@ -25,6 +25,7 @@ use crate::{
     kernel,
     loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
+    metrics::Metrics,
     pods::{self, PodLinks},
     table::TableLimits,
 };
@@ -100,6 +101,22 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// By the names of the maps that have them.
+    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 10] {
+        [
+            (map_name::FRONTENDS, self.frontends),
+            (map_name::SERVICES, self.services),
+            (map_name::CONNECTIONS, self.services),
+            (map_name::BACKENDS, self.backends),
+            (map_name::AFFINITY, self.affinity),
+            (map_name::FLOWS, self.flows),
+            (map_name::FORWARD, self.flows),
+            (map_name::NODES, self.nodes),
+            (map_name::SOURCES, self.sources),
+            (map_name::FRAGMENTS, self.fragments),
+        ]
+    }
+
     /// What the object file declares.
     pub const DEFAULT: Self = Self {
         frontends: default_limit::FRONTENDS,
@@ -210,6 +227,8 @@ pub struct Datapath {
     pub(crate) pods: Option<PodLinks>,
     uplink: Option<String>,
     pub(crate) table_limits: TableLimits,
+    pub(crate) max_flows: u32,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Datapath {
@@ -222,7 +241,18 @@ impl Datapath {
             frontends: loaded.size(map_name::FRONTENDS)?,
             services: loaded.size(map_name::SERVICES)?,
             backends: loaded.size(map_name::BACKENDS)?,
+            sources: loaded.size(map_name::SOURCES)?,
         };
+        for (map, wanted) in config.limits.of_maps() {
+            let size = loaded.size(map)?;
+            if size != wanted {
+                warn!(
+                    map,
+                    size, wanted, "the map is there already and keeps its size until its pins are removed"
+                );
+            }
+        }
+        let metrics = Arc::new(Metrics::new(loaded.reasons()?));
         // What a former process knew of the uplink stays in force until it is said again.
         let mut node = maps.node()?;
         node.netns_cookie = kernel::netns_cookie().map_err(DatapathError::NetnsCookie)?;
@@ -240,7 +270,8 @@ impl Datapath {
         }
         let pods = config.pod_interfaces.as_deref().map(|prefix| PodLinks::open(prefix, loaded.programs()));
         let pods = pods.transpose()?;
-        Ok(Self { loaded, maps, node, own: Vec::new(), pods, uplink: None, table_limits })
+        let max_flows = loaded.size(map_name::FLOWS)?;
+        Ok(Self { loaded, maps, node, own: Vec::new(), pods, uplink: None, table_limits, max_flows, metrics })
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
@@ -326,6 +357,11 @@ impl Datapath {
     /// The maps that a [`Table`](crate::table::Table) of Services is kept in, and their sizes.
     pub fn service_maps(&mut self) -> (&mut impl ServiceMaps, TableLimits) {
         (&mut self.maps, self.table_limits)
+    }
+
+    /// What is counted here, also while [`run`](crate::run()) has the datapath.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
     }
 
     /// How often each verdict was given, since the maps were made.

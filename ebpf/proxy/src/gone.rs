@@ -64,6 +64,11 @@ impl Gone {
         Ok(())
     }
 
+    /// How many are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len() + self.adopted.len()
+    }
+
     /// Members left a group that has this index.
     pub(crate) fn depart(
         &mut self,

@@ -5,32 +5,23 @@
 
 use std::{
     collections::HashMap,
-    io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
-use futures::{StreamExt, stream};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinSet},
-    time::timeout,
-};
+use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use serde_json::json;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::warn;
 
-use crate::{plan::Health, service::ServiceName};
-
-/// Questions answered at one time for one Service; the next waits.
-const MAX_CONNECTIONS: usize = 32;
-/// How long a question may take to arrive.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of a question that are read.
-const MAX_HEAD: usize = 4096;
+use crate::{
+    http::{Answer, listen, serve},
+    plan::Health,
+    service::ServiceName,
+};
 
 struct Listening {
     port: u16,
@@ -62,9 +53,11 @@ impl Servers {
         while self.tasks.try_join_next().is_some() {}
         let Some(health) = health else { return };
         let endpoints = Arc::new(AtomicUsize::new(health.endpoints));
-        match listen(health.port) {
+        match listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, health.port))) {
             Ok(listener) => {
-                let task = self.tasks.spawn(serve(listener, service.clone(), endpoints.clone()));
+                let (name, count) = (service.clone(), endpoints.clone());
+                let answer = move |_: &_| answer(&name, count.load(Ordering::Relaxed));
+                let task = self.tasks.spawn(serve(listener, answer));
                 self.by_service.insert(service.clone(), Listening { port: health.port, endpoints, task });
             }
             // Balancing goes on; balancers take a node that does not answer for one without endpoints.
@@ -73,48 +66,17 @@ impl Servers {
     }
 }
 
-fn listen(port: u16) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
-}
-
-async fn serve(listener: TcpListener, service: ServiceName, endpoints: Arc<AtomicUsize>) {
-    let connections = stream::unfold(&listener, |listener| async move {
-        loop {
-            // A connection that failed before it was taken is the client's business.
-            if let Ok((stream, _)) = listener.accept().await {
-                return Some((stream, listener));
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    let answer = |stream| {
-        let answer = answer(stream, &service, endpoints.load(Ordering::Relaxed));
-        // A client that went away is its own business.
-        async { drop(timeout(ASK_TIMEOUT, answer).await) }
-    };
-    connections.for_each_concurrent(MAX_CONNECTIONS, answer).await;
-}
-
-async fn answer(mut stream: TcpStream, service: &ServiceName, endpoints: usize) -> io::Result<()> {
-    let mut head = Vec::new();
-    let mut buffer = [0; 512];
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < MAX_HEAD {
-        match stream.read(&mut buffer).await? {
-            0 => return Ok(()),
-            read => head.extend_from_slice(&buffer[..read]),
-        }
-    }
-    let status = if endpoints > 0 { "200 OK" } else { "503 Service Unavailable" };
+fn answer(service: &ServiceName, endpoints: usize) -> Answer {
     let (namespace, name) = service.0.split_once('/').unwrap_or_default();
-    let body = format!(
-        "{{\"service\":{{\"namespace\":\"{namespace}\",\"name\":\"{name}\"}},\"localEndpoints\":{endpoints},\"serviceProxyHealthy\":true}}"
-    );
-    let length = body.len();
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await
+    let body = json!({
+        "service": {"namespace": namespace, "name": name},
+        "localEndpoints": endpoints,
+        "serviceProxyHealthy": true,
+    });
+    let mut answer = Answer::new(body.to_string());
+    if endpoints == 0 {
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }

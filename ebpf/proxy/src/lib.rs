@@ -19,6 +19,7 @@ mod gateway;
 mod generation;
 mod gone;
 mod health;
+mod http;
 pub mod inspect;
 mod kernel;
 mod links;
@@ -26,6 +27,8 @@ mod live;
 mod loaded;
 mod maglev;
 mod maps;
+mod metrics;
+mod news;
 mod object;
 mod plan;
 mod pods;
@@ -50,6 +53,7 @@ pub use filters::{Filter, FilterError, Side, filters};
 pub use flows::Collected;
 pub use gateway::{Gateway, GatewayConfig};
 pub use maps::{MapAccess, ServiceMaps};
+pub use metrics::Metrics;
 pub use plan::{
     Group, GroupKey, Health, NodeIdentity, Reach, ServicePlan, plan, plan_host_ports, plan_service,
 };

@@ -18,7 +18,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapInfo, MapType},
+    maps::{Map, MapData, MapInfo, MapType, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
         TestRunOptions, links::FdLink,
@@ -86,6 +86,13 @@ impl Loaded {
         let info = MapInfo::from_pin(self.pins.map(name))
             .map_err(|source| MapAccess::Kernel { map: name, source })?;
         Ok(info.max_entries())
+    }
+
+    /// REASONS, once more.
+    pub(crate) fn reasons(&self) -> Result<PerCpuArray<MapData, u64>, MapAccess> {
+        let map = MapData::from_pin(self.pins.map(map_name::REASONS)).and_then(Map::from_map_data);
+        map.and_then(PerCpuArray::try_from)
+            .map_err(|source| MapAccess::Kernel { map: map_name::REASONS, source })
     }
 
     pub(crate) fn attach_cgroup(&mut self, name: &'static str, cgroup: &Path) -> Result<(), DatapathError> {
@@ -193,17 +200,9 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types.
     loader.btf(None);
-    loader
-        .map_max_entries(map_name::FRONTENDS, limits.frontends)
-        .map_max_entries(map_name::SERVICES, limits.services)
-        .map_max_entries(map_name::CONNECTIONS, limits.services)
-        .map_max_entries(map_name::BACKENDS, limits.backends)
-        .map_max_entries(map_name::AFFINITY, limits.affinity)
-        .map_max_entries(map_name::FLOWS, limits.flows)
-        .map_max_entries(map_name::FORWARD, limits.flows)
-        .map_max_entries(map_name::NODES, limits.nodes)
-        .map_max_entries(map_name::SOURCES, limits.sources)
-        .map_max_entries(map_name::FRAGMENTS, limits.fragments);
+    for (name, limit) in limits.of_maps() {
+        loader.map_max_entries(name, limit);
+    }
     for name in map_name::ALL {
         loader.map_pin_path(name, pins.map(name));
     }

@@ -1,7 +1,8 @@
 //! The driver: watches the API and keeps the maps at what the plan says.
 //!
-//! One task owns everything but the pods' links, which are followed beside it. It waits for events, takes in all that are there, then plans and writes what
-//! changed, so that a burst of changes to a Service costs one generation.
+//! One task owns everything but the pods' links and the events for users, which are seen to beside it. It waits for
+//! changes, takes in all that are there, then plans and writes, so that a burst of changes to a Service costs one
+//! generation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,7 @@ use std::{
     future::pending,
     net::Ipv4Addr,
     pin::{Pin, pin},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, Stream, StreamExt, stream};
@@ -22,7 +23,7 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     runtime::{WatchStreamExt, watcher},
 };
-use pith_abi::NodeClass;
+use pith_abi::{NodeClass, Reason, map_name};
 use serde::de::DeserializeOwned;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -33,10 +34,11 @@ use crate::{
     datapath::{Datapath, DatapathError, be},
     flows::COLLECT_EVERY,
     health,
+    news::{self, News, Newsroom},
     plan::{NodeIdentity, ServicePlan},
     pods::{self, PodLinks},
     service::{self, ServiceName},
-    table::{ApplyError, Table},
+    table::{ApplyError, Limit, Table},
     world::{Change, Event, World},
 };
 
@@ -65,7 +67,9 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), RunError> {
     let mut events = stream::select_all(watches(&client, &node));
-    let mut driver = Driver::new(datapath, node)?;
+    let (newsroom, news) = Newsroom::new();
+    let mut telling = pin!(news::send(client, node.name.clone(), news));
+    let mut driver = Driver::new(datapath, node, newsroom)?;
     let mut pods = pin!(follow_pods(driver.datapath.pods.take()));
     let mut collect = interval(COLLECT_EVERY);
     collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,19 +79,21 @@ pub async fn run(
             () = cancel.cancelled() => return Ok(()),
             // A stream's next() holds nothing: what it has not returned yet it returns next time.
             event = events.next() => {
-                driver.world.take(event.ok_or(RunError::WatchesEnded)?);
+                let begun = Instant::now();
+                driver.take(event.ok_or(RunError::WatchesEnded)?);
                 for _ in 1..MAX_BATCH {
                     // `None` in both cases: nothing there now, or the end, which the next round sees.
                     let Some(event) = events.next().now_or_never().flatten() else { break };
-                    driver.world.take(event);
+                    driver.take(event);
                 }
-                driver.sync().await?;
+                driver.sync(begun).await?;
                 if driver.table.take_departed() {
                     collect.reset_after(COLLECT_SOON);
                 }
             }
-            // It is not dropped when another arm is taken, and goes on where it was.
+            // These two are not dropped when another arm is taken, and go on where they were.
             ended = &mut pods => match ended? {},
+            never = &mut telling => match never {},
             // A tick that is not taken comes again.
             _ = collect.tick() => driver.collect(),
         }
@@ -147,8 +153,12 @@ struct Driver {
     datapath: Datapath,
     table: Table,
     world: World,
-    /// Services of whose plan a part could not be written; tried again with every sync.
-    failed: BTreeSet<ServiceName>,
+    /// Services of whose plan a part could not be written; tried again with every sync. With each, the limits
+    /// that were told.
+    failed: BTreeMap<ServiceName, BTreeSet<Limit>>,
+    news: Newsroom,
+    /// How often a flow had found the table full.
+    flows_refused: u64,
     others: BTreeSet<Ipv4Addr>,
     /// Addresses that are reached from outside: which Services say so, and whether this node announces it.
     outside: BTreeMap<Ipv4Addr, BTreeMap<ServiceName, bool>>,
@@ -159,7 +169,8 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(datapath: Datapath, node: NodeIdentity) -> Result<Self, DatapathError> {
+    fn new(datapath: Datapath, node: NodeIdentity, news: Newsroom) -> Result<Self, DatapathError> {
+        let flows_refused = datapath.maps.reason(Reason::FlowTableFull)?;
         let table = Table::adopt(&datapath.maps, datapath.table_limits)?;
         let known = datapath.maps.node_classes()?;
         let of = |bit| {
@@ -170,7 +181,9 @@ impl Driver {
             datapath,
             table,
             world: World::new(node),
-            failed: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            news,
+            flows_refused,
             others: of(NodeClass::OTHER),
             outside: BTreeMap::new(),
             unclaimed: of(NodeClass::SERVICE),
@@ -179,17 +192,22 @@ impl Driver {
         })
     }
 
+    fn take(&mut self, event: Event) {
+        self.datapath.metrics.seen(&event);
+        self.world.take(event);
+    }
+
     /// Writes what changed. Until everything was listed once nothing is written: what a former proxy left
     /// is older, but whole.
-    async fn sync(&mut self) -> Result<(), DatapathError> {
+    async fn sync(&mut self, begun: Instant) -> Result<(), DatapathError> {
         if !self.world.complete() {
             return Ok(());
         }
         if let Some((pod_cidr, others)) = self.world.take_nodes() {
             self.set_nodes(pod_cidr, &others)?;
         }
-        for service in std::mem::take(&mut self.failed) {
-            self.world.mark(service);
+        for service in self.failed.keys() {
+            self.world.mark(service.clone());
         }
         for plan in self.world.take_dirty() {
             self.apply(&plan);
@@ -206,19 +224,36 @@ impl Driver {
             self.adopting = false;
             info!(services = self.table.names().count(), "Services are in the maps");
         }
+        for (map, entries, max) in self.table.fill() {
+            self.datapath.metrics.holds(map, entries, max);
+        }
+        self.datapath.metrics.synced(begun.elapsed(), self.failed.len());
         Ok(())
     }
 
+    /// Writes a Service's plan. Where a part of it cannot be written the rest is in force, and all of it is tried
+    /// again; a limit is told once, until all of the plan could be written.
     fn apply(&mut self, plan: &ServicePlan) {
-        for error in self.table.apply(&mut self.datapath.maps, plan) {
-            // The rest of the plan is in force, and this part is tried again.
+        let told = self.failed.remove(&plan.service);
+        let errors = self.table.apply(&mut self.datapath.maps, plan);
+        if errors.is_empty() {
+            return;
+        }
+        let mut told = told.unwrap_or_default();
+        for error in errors {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
-            match &error {
-                ApplyError::Limit { .. } => warn!(%error, "raise the limit in the proxy's configuration"),
+            match error {
+                ApplyError::Limit { limit, max, .. } => {
+                    if told.insert(limit) {
+                        warn!(%error, option = limit.option(), "not applied");
+                        let service = plan.service.clone();
+                        self.news.tell(News::LimitReached { service, limit, max });
+                    }
+                }
                 ApplyError::Taken { .. } | ApplyError::Map { .. } => warn!(%error, cause, "not applied"),
             }
-            self.failed.insert(plan.service.clone());
         }
+        self.failed.insert(plan.service.clone(), told);
     }
 
     /// Says at which addresses a Service is reached from outside. Several may share one.
@@ -274,8 +309,20 @@ impl Driver {
         }
         let table = &self.table;
         match self.datapath.collect(|service, backend| table.serves(service, backend)) {
-            Ok(collected) => debug!(?collected, "flows"),
+            Ok(collected) => {
+                debug!(?collected, "flows");
+                self.datapath.metrics.holds(map_name::FLOWS, collected.live, self.datapath.max_flows);
+            }
             Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),
+        }
+        match self.datapath.maps.reason(Reason::FlowTableFull) {
+            Ok(refused) if refused > self.flows_refused => {
+                let (refused, before) = (refused, std::mem::replace(&mut self.flows_refused, refused));
+                let max = self.datapath.max_flows;
+                self.news.tell(News::FlowTableFull { refused: refused - before, max });
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "whether the flow table is full is not known"),
         }
     }
 }

@@ -22,15 +22,21 @@ pub(crate) struct Slots {
     free: BTreeMap<u32, u32>,
     /// The same as (length, first slot), to find the best fit.
     by_length: BTreeSet<(u32, u32)>,
+    used: u32,
 }
 
 impl Slots {
     pub(crate) fn new(capacity: u32) -> Self {
-        let mut slots = Self { free: BTreeMap::new(), by_length: BTreeSet::new() };
+        let mut slots = Self { free: BTreeMap::new(), by_length: BTreeSet::new(), used: capacity };
         if capacity > 0 {
             slots.insert(Run { first: 0, count: capacity });
         }
         slots
+    }
+
+    /// How many are not free.
+    pub(crate) fn used(&self) -> u32 {
+        self.used
     }
 
     /// The smallest free run that is long enough, `None` when there is none.
@@ -88,11 +94,13 @@ impl Slots {
     fn insert(&mut self, run: Run) {
         self.free.insert(run.first, run.count);
         self.by_length.insert((run.count, run.first));
+        self.used -= run.count;
     }
 
     fn remove(&mut self, first: u32, length: u32) {
         self.free.remove(&first);
         self.by_length.remove(&(length, first));
+        self.used += length;
     }
 }
 
@@ -152,6 +160,7 @@ mod tests {
                     used[run.first as usize..(run.first + run.count) as usize].fill(false);
                     slots.free(run);
                 }
+                prop_assert_eq!(slots.used() as usize, used.iter().filter(|used| **used).count());
             }
             for run in held {
                 slots.free(run);

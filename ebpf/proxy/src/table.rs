@@ -11,6 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     net::{Ipv4Addr, SocketAddrV4},
 };
 
@@ -28,8 +29,8 @@ use crate::{
 /// Why a part of a plan is not in the maps. The rest of it is.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    #[error("{service}: the limit `{limit}` is reached ({max})")]
-    Limit { service: ServiceName, limit: &'static str, max: u32 },
+    #[error("{service}: the limit of {limit} is reached ({max})")]
+    Limit { service: ServiceName, limit: Limit, max: u32 },
     #[error("{service}: {address} belongs to {owner}")]
     Taken { service: ServiceName, address: String, owner: ServiceName },
     #[error("{service}")]
@@ -38,6 +39,42 @@ pub enum ApplyError {
         #[source]
         source: MapAccess,
     },
+}
+
+/// What there can be no more of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    Frontends,
+    Services,
+    Backends,
+    Sources,
+    /// That of the layout, which nobody can raise.
+    BackendsOfOne,
+}
+
+impl Limit {
+    /// The option of the command line that raises it.
+    pub fn option(self) -> Option<&'static str> {
+        match self {
+            Self::Frontends => Some("--limit-frontends"),
+            Self::Services => Some("--limit-services"),
+            Self::Backends => Some("--limit-backends"),
+            Self::Sources => Some("--limit-sources"),
+            Self::BackendsOfOne => None,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Frontends => "frontends",
+            Self::Services => "services",
+            Self::Backends => "backends",
+            Self::Sources => "sources",
+            Self::BackendsOfOne => "backends of one Service",
+        })
+    }
 }
 
 /// What the maps hold of one Service.
@@ -70,12 +107,13 @@ pub struct Table {
     tag: u16,
 }
 
-/// Sizes of the three maps.
+/// Sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableLimits {
     pub frontends: u32,
     pub services: u32,
     pub backends: u32,
+    pub sources: u32,
 }
 
 impl Table {
@@ -212,6 +250,17 @@ impl Table {
         self.gone.tick(maps)
     }
 
+    /// How full the maps are: name, entries, and how many there can be.
+    pub fn fill(&self) -> [(&'static str, usize, u32); 3] {
+        let frontends = self.frontends.len() + self.addresses.len() + self.gone.len();
+        let TableLimits { frontends: max_frontends, services, backends, .. } = self.limits;
+        [
+            (map_name::FRONTENDS, frontends, max_frontends),
+            (map_name::SERVICES, self.indexes.used() as usize, services),
+            (map_name::BACKENDS, self.slots.used() as usize, backends),
+        ]
+    }
+
     /// Services in the maps.
     pub fn names(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
@@ -261,15 +310,16 @@ impl Table {
         let count = u32::try_from(generation.slots.len()).unwrap_or(u32::MAX);
         let placed = (|| {
             let count16 =
-                u16::try_from(count).map_err(|_| limit("backends of one Service", MAX_BACKENDS_A_SERVICE))?;
-            let run = self.slots.allocate(count).ok_or_else(|| limit("backends", self.limits.backends))?;
+                u16::try_from(count).map_err(|_| limit(Limit::BackendsOfOne, MAX_BACKENDS_A_SERVICE))?;
+            let run =
+                self.slots.allocate(count).ok_or_else(|| limit(Limit::Backends, self.limits.backends))?;
             let index = match &old {
                 Some(placed) => placed.index,
                 None => match self.indexes.allocate(1) {
                     Some(index) => index.first,
                     None => {
                         self.slots.free(run);
-                        return Err(limit("services", self.limits.services));
+                        return Err(limit(Limit::Services, self.limits.services));
                     }
                 },
             };
@@ -284,7 +334,12 @@ impl Table {
                     if old.is_none() {
                         self.indexes.free(Run { first: index, count: 1 });
                     }
-                    Err(ApplyError::Map { service: service(), source })
+                    Err(match source {
+                        MapAccess::Full { map: map_name::SOURCES } => {
+                            limit(Limit::Sources, self.limits.sources)
+                        }
+                        source => ApplyError::Map { service: service(), source },
+                    })
                 }
             }
         })();
@@ -367,7 +422,7 @@ impl Table {
                 Err(MapAccess::Full { .. }) if self.gone.give_way(maps).map_err(failed)? => {}
                 Err(MapAccess::Full { map: map_name::FRONTENDS }) => {
                     let (service, max) = (service.clone(), self.limits.frontends);
-                    return Err(ApplyError::Limit { service, limit: "frontends", max });
+                    return Err(ApplyError::Limit { service, limit: Limit::Frontends, max });
                 }
                 other => return other.map_err(failed),
             }

@@ -19,10 +19,10 @@ use crate::{
     maps::{MapAccess, ServiceMaps},
     plan::{Group, GroupKey, Reach, ServicePlan},
     service::{Protocol, ServiceName},
-    table::{ApplyError, Table, TableLimits},
+    table::{ApplyError, Limit, Table, TableLimits},
 };
 
-const LIMITS: TableLimits = TableLimits { frontends: 8, services: 8, backends: 64 };
+const LIMITS: TableLimits = TableLimits { frontends: 8, services: 8, backends: 64, sources: 8 };
 
 /// Maps in memory that look every watched frontend up after each write.
 #[derive(Default)]
@@ -200,16 +200,16 @@ fn limits_are_named_and_the_rest_goes_on() {
     apply(&mut table, &mut maps, &plan(1, &[1]));
 
     let errors = table.apply(&mut maps, &plan(2, &many));
-    assert!(matches!(errors[..], [ApplyError::Limit { limit: "backends", max: 64, .. }]), "{errors:?}");
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: Limit::Backends, max: 64, .. }]), "{errors:?}");
     let errors = table.apply(&mut maps, &plan(1, &many));
-    assert!(matches!(errors[..], [ApplyError::Limit { limit: "backends", .. }]), "{errors:?}");
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: Limit::Backends, .. }]), "{errors:?}");
     assert_eq!(maps.lookup(&frontend(1)), Some(place(1)), "the old generation goes on");
 
     for number in 2..9 {
         apply(&mut table, &mut maps, &plan(number, &[number]));
     }
     let errors = table.apply(&mut maps, &plan(9, &[9]));
-    assert!(matches!(errors[..], [ApplyError::Limit { limit: "services", max: 8, .. }]), "{errors:?}");
+    assert!(matches!(errors[..], [ApplyError::Limit { limit: Limit::Services, max: 8, .. }]), "{errors:?}");
     apply(&mut table, &mut maps, &absent(2));
     apply(&mut table, &mut maps, &plan(9, &[9]));
     assert_eq!(maps.lookup(&frontend(9)), Some(place(9)));

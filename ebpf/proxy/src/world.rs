@@ -154,7 +154,7 @@ impl World {
     }
 
     fn plan(&self, name: ServiceName) -> ServicePlan {
-        if let Some(pod) = pod_of(&name) {
+        if let Named::Pod(pod) = named(&name) {
             let host_ports = self.pods.objects.get(&pod);
             return host_ports.map_or_else(
                 || ServicePlan::absent(name.clone()),
@@ -203,10 +203,17 @@ impl World {
 /// What pods' ports of the node are planned under; no Service has such a name.
 const POD: &str = "pod ";
 
-fn of_pod(pod: &ServiceName) -> ServiceName {
-    ServiceName(format!("{POD}{pod}").into())
+/// What a plan's name stands for.
+pub(crate) enum Named {
+    Service,
+    /// A pod with ports of the node.
+    Pod(ServiceName),
 }
 
-fn pod_of(name: &ServiceName) -> Option<ServiceName> {
-    name.0.strip_prefix(POD).map(|pod| ServiceName(pod.into()))
+pub(crate) fn named(name: &ServiceName) -> Named {
+    name.0.strip_prefix(POD).map_or(Named::Service, |pod| Named::Pod(ServiceName(pod.into())))
+}
+
+fn of_pod(pod: &ServiceName) -> ServiceName {
+    ServiceName(format!("{POD}{pod}").into())
 }

@@ -14,6 +14,7 @@ use pith_network::names::ClusterName;
 use serde::{Deserialize, Serialize};
 
 use crate::inspect::InspectArgs;
+use crate::roles::proxying::{AskArgs, LimitArgs};
 use crate::run::RunArgs;
 use crate::why::Destination;
 
@@ -118,6 +119,8 @@ pub(crate) struct UpArgs {
     pub(crate) times: TimeArgs,
     #[command(flatten)]
     pub(crate) images: ReplicaImageArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 /// How a replica treats its images. The names of the first three are those of Kubernetes' kubelet.
@@ -402,6 +405,10 @@ pub(crate) struct ReplicaArgs {
     pub(crate) max_pods: u32,
     #[command(flatten)]
     pub(crate) images: ReplicaImageArgs,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Args)]
@@ -421,6 +428,14 @@ pub(crate) struct ProxyArgs {
     /// Folder for pinned maps and links below a bpffs.
     #[arg(long, default_value = "/sys/fs/bpf/pith/proxy")]
     pub(crate) bpf_dir: PathBuf,
+    /// How the names of pods' interfaces begin, such as `cali` or `lxc`. With it, programs at them take what
+    /// no socket call translates: raw packets, pings, SCTP, clients that hold on to a backend which is gone.
+    #[arg(long, value_name = "PREFIX", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) pod_interfaces: Option<String>,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Args)]

@@ -1,102 +1,24 @@
 //! The driver against an API that says what the test wants, seen by real sockets.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    convert::Infallible,
+    collections::BTreeSet,
     io::{ErrorKind, Read, Write},
-    net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
     time::Instant,
 };
 
-use crate::support::{DEADLINE, Sandbox, at, ip};
-use bytes::Bytes;
-use futures::{StreamExt, channel::mpsc, stream};
-use http::{Request, Response};
-use http_body::Frame;
-use http_body_util::{StreamBody, combinators::BoxBody};
+use crate::support::{
+    DEADLINE, Sandbox,
+    api::{Api, NODES, SERVICES, SLICES, service, slice},
+    at, ip,
+};
 use pith_proxy::{Datapath, NodeIdentity, filters, run};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 3] = [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4]];
-pub(crate) const SERVICES: &str = "/api/v1/services";
-pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
-pub(crate) const NODES: &str = "/api/v1/nodes";
-
-type Answer = BoxBody<Bytes, Infallible>;
-
-/// Objects by path, and the watches that are open.
-#[derive(Clone, Default)]
-pub(crate) struct Api {
-    lists: Arc<Mutex<HashMap<String, Vec<Value>>>>,
-    watches: Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>,
-}
-
-impl Api {
-    pub(crate) fn client(&self) -> kube::Client {
-        let api = self.clone();
-        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            let answer = api.answer(&request);
-            async move { Ok::<_, Infallible>(Response::new(answer)) }
-        });
-        kube::Client::new(service, "default")
-    }
-
-    fn answer(&self, request: &Request<kube::client::Body>) -> Answer {
-        let path = request.uri().path().to_owned();
-        let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-        if watch {
-            let (sender, events) = mpsc::unbounded();
-            self.watches.lock().expect("no test thread panics with it").insert(path, sender);
-            return body(events.map(|event| format!("{event}\n")));
-        }
-        let items = self.lists.lock().expect("no test thread panics with it").get(&path).cloned();
-        let list = json!({
-            "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": "1" },
-            "items": items.unwrap_or_default(),
-        });
-        body(stream::iter([list.to_string()]))
-    }
-
-    pub(crate) fn list(&self, path: &str, items: &[Value]) {
-        self.lists.lock().expect("no test thread panics with it").insert(path.to_owned(), items.to_vec());
-    }
-
-    fn tell(&self, path: &str, kind: &str, object: &Value) {
-        let watches = self.watches.lock().expect("no test thread panics with it");
-        let watch = watches.get(path).expect("the driver watches");
-        watch.unbounded_send(json!({ "type": kind, "object": object })).expect("the watch is open");
-    }
-}
-
-fn body(lines: impl futures::Stream<Item = String> + Send + Sync + 'static) -> Answer {
-    BoxBody::new(StreamBody::new(lines.map(|line| Ok(Frame::data(Bytes::from(line))))))
-}
-
-fn service() -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "namespace": "default", "name": "demo", "resourceVersion": "1" },
-        "spec": { "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": [{ "port": 80 }] },
-    })
-}
-
-fn slice(addresses: &[[u8; 4]]) -> Value {
-    let endpoint = |address: &[u8; 4]| json!({ "addresses": [at(*address, 0).ip().to_string()] });
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "namespace": "default", "name": "demo-1", "resourceVersion": "1",
-            "labels": { "kubernetes.io/service-name": "demo" },
-        },
-        "addressType": "IPv4",
-        "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
-        "endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>(),
-    })
-}
 
 fn server(address: [u8; 4]) {
     let listener = TcpListener::bind(at(address, 8080)).expect("a server's address");
@@ -222,5 +144,99 @@ fn pods_links_are_followed() {
             ended.expect("it does not panic").expect("it ends well");
         });
         assert_eq!(programs("pod-0"), 2, "they need no process");
+    });
+}
+
+/// What a path of the proxy's own server says.
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("somebody answers");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline can be set");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").expect("it listens");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+/// The value of a metric, whose name may have labels.
+fn metric(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map(|value| value.parse().expect("a number"))
+}
+
+#[test]
+fn a_limit_is_told_and_the_rest_goes_on() {
+    Sandbox::run("driver-limit", |sandbox| {
+        SERVERS.into_iter().for_each(server);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let api = Api::default();
+            let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node" } });
+            api.list(NODES, &[node]);
+            api.list(SERVICES, &[service()]);
+            api.list("/api/v1/namespaces/default/services/demo", &[service()]);
+            api.list(SLICES, &[slice(&SERVERS[..1])]);
+            let mut config = sandbox.config();
+            // One endpoint, and the next generation of it.
+            config.limits.backends = 2;
+            let datapath = Datapath::open(&config).expect("the datapath opens");
+            let metrics = datapath.metrics();
+            let (asked, asked_health) = (at([127, 0, 0, 1], 10249).into(), at([127, 0, 0, 1], 10256).into());
+            let cancel = CancellationToken::new();
+            let serving = tokio::spawn(metrics.clone().serve(asked, cancel.clone()));
+            let health = tokio::spawn(metrics.serve_health(asked_health, cancel.clone()));
+            let driver = tokio::spawn(run(api.client(), datapath, NodeIdentity::new("node"), cancel.clone()));
+            until("as listed", &[Ok(SERVERS[0])]).await;
+            assert!(get(asked_health, "/healthz").starts_with("HTTP/1.1 200 "));
+            assert!(get(asked_health, "/metrics").starts_with("HTTP/1.1 404 "));
+            let text = get(asked, "/metrics");
+            for (name, at_least) in [
+                ("pith_proxy_verdicts_total{reason=\"socket_translated\"}", 20.0),
+                ("pith_proxy_map_entries{map=\"BACKENDS\"}", 1.0),
+                ("pith_proxy_map_max_entries{map=\"BACKENDS\"}", 2.0),
+                ("kubeproxy_sync_proxy_rules_duration_seconds_count", 1.0),
+                ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", 1.7e9),
+                ("kubeproxy_sync_proxy_rules_service_changes_total", 1.0),
+                ("kubeproxy_sync_proxy_rules_endpoint_changes_total", 1.0),
+                ("pith_proxy_services_not_applied", 0.0),
+            ] {
+                assert!(metric(&text, name).is_some_and(|value| value >= at_least), "{name} in {text}");
+            }
+
+            let until_metric = async |expect: f64| {
+                let started = Instant::now();
+                while metric(&get(asked, "/metrics"), "pith_proxy_services_not_applied") != Some(expect) {
+                    assert!(started.elapsed() < DEADLINE, "{}", get(asked, "/metrics"));
+                    tokio::task::yield_now().await;
+                }
+            };
+            api.tell(SLICES, "MODIFIED", &slice(&SERVERS));
+            until_metric(1.0).await;
+            until("the old generation goes on", &[Ok(SERVERS[0])]).await;
+            let started = Instant::now();
+            while api.created().is_empty() {
+                assert!(started.elapsed() < DEADLINE, "no event");
+                tokio::task::yield_now().await;
+            }
+            api.tell(SLICES, "MODIFIED", &slice(&SERVERS[1..2]));
+            until_metric(0.0).await;
+            until("what there is room for", &[Ok(SERVERS[1])]).await;
+            let events = api.created();
+            assert_eq!(events.len(), 1, "it is told once: {events:?}");
+            let event = &events[0];
+            assert_eq!((&event["reason"], &event["type"]), (&json!("ProxyLimitReached"), &json!("Warning")));
+            assert_eq!(event["regarding"]["name"], "demo");
+            let note = event["note"].as_str().unwrap_or_default();
+            assert!(note.contains("2 backends") && note.contains("--limit-backends"), "{note}");
+
+            cancel.cancel();
+            for task in [serving, health] {
+                task.await.expect("it does not panic").expect("it ends well");
+            }
+            driver.await.expect("it does not panic").expect("it ends well");
+        });
     });
 }

@@ -28,12 +28,11 @@ use pith_proxy::{Config, Datapath, NodeIdentity, run};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    driver::{Api, NODES, SERVICES, SLICES},
-    support::{
-        DEADLINE, Namespace, Sandbox, at,
-        network::{A, CLUSTER_IP, NODE, NODE_PORT, Nodes, OUTSIDE, cidr},
-    },
+use crate::support::{
+    DEADLINE, Namespace, Sandbox,
+    api::{Api, NODES, SERVICES, SLICES},
+    at,
+    network::{A, CLUSTER_IP, NODE, NODE_PORT, Nodes, OUTSIDE, cidr},
 };
 
 const FOLDER: &str = "PITH_TEST_BPFFS";

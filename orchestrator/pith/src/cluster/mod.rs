@@ -21,6 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{ClusterArgs, DEFAULT_DIR, ReplicaImageArgs, TimeArgs};
+use crate::roles::proxying::LimitArgs;
 
 pub(crate) mod down;
 pub(crate) mod process;
@@ -45,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) times: TimeArgs,
     #[serde(default)]
     pub(crate) images: ReplicaImageArgs,
+    #[serde(default)]
+    pub(crate) limits: LimitArgs,
     /// What `--outside` said.
     #[serde(default = "outside_by_default")]
     pub(crate) outside: String,
@@ -199,6 +202,7 @@ mod tests {
             replicas: 3,
             times: TimeArgs::default(),
             images: ReplicaImageArgs::default(),
+            limits: LimitArgs::default(),
             outside: "none".into(),
         };
         mine.save(&settings).expect("saved");

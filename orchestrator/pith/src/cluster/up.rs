@@ -25,7 +25,7 @@ use crate::cluster::process::write_atomically;
 use crate::cluster::{BPF_DIR, Cluster, Settings, down, outside_by_default, replica_name, status};
 use crate::doctor;
 use crate::machine::require_root;
-use crate::roles::{client_from, uplink};
+use crate::roles::{client_from, proxying::METRICS_PORT, uplink};
 use crate::token;
 
 const FIRST_PORT: u16 = 6443;
@@ -117,6 +117,7 @@ fn settle(
             replicas: args.replicas,
             times: args.times.clone(),
             images: args.images.clone(),
+            limits: args.limits,
             outside: args.outside.clone().unwrap_or_else(outside_by_default),
         });
     };
@@ -143,6 +144,7 @@ fn settle(
     settings.times = args.times.or(&settings.times);
     settings.images = args.images.or(&settings.images);
     settings.images.policy()?;
+    settings.limits = args.limits.or(&settings.limits);
     if let Some(outside) = &args.outside {
         settings.outside.clone_from(outside);
     }
@@ -287,6 +289,10 @@ fn replica_command(
     command.arg("--cgroup").arg(format!("{}/{name}", cluster.cgroup()));
     command.arg("--bpf-dir").arg(cluster.bpf_dir().join(name));
     command.args(settings.images.flags());
+    command.args(settings.limits.flags());
+    // Where the API server's proxy of nodes asks.
+    let metrics = SocketAddr::from((net.address, METRICS_PORT));
+    command.arg("--metrics-bind-address").arg(metrics.to_string());
     Ok(command)
 }
 

@@ -12,6 +12,7 @@ mod credentials;
 mod pod_network;
 pub(crate) mod primary;
 pub(crate) mod proxy;
+pub(crate) mod proxying;
 mod renewal;
 pub(crate) mod replica;
 mod surroundings;

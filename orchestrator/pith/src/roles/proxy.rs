@@ -7,7 +7,7 @@ use pith_cgroup::Hierarchy;
 use pith_proxy::{Datapath, NodeIdentity};
 
 use super::tasks::Tasks;
-use super::{cancelled_by_signals, client_from, notify_ready, uplink};
+use super::{cancelled_by_signals, client_from, notify_ready, proxying, uplink};
 use crate::cli::ProxyArgs;
 use crate::machine::{hostname, require_root};
 
@@ -35,10 +35,12 @@ async fn serve(args: ProxyArgs) -> Result<()> {
         }
     };
     fs::create_dir_all(&args.bpf_dir).with_context(|| format!("create {}", args.bpf_dir.display()))?;
-    let mut datapath = Datapath::open(&pith_proxy::Config::new(&args.bpf_dir, cgroup))?;
+    let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
+    config.limits = args.limits.limits();
+    config.pod_interfaces = args.pod_interfaces;
+    let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(&uplink, &[address])?;
-    let identity = NodeIdentity::new(node);
-    tasks.start("proxy", pith_proxy::run(client, datapath, identity, tasks.cancel()));
+    proxying::start(&tasks, &args.ask, client, datapath, NodeIdentity::new(node));
     notify_ready();
     tasks.finish().await
 }

@@ -19,7 +19,7 @@ use super::credentials::{self, Kept, Member, Source};
 use super::pod_network::{Place, ReplicaNetwork};
 use super::renewal::Renewal;
 use super::tasks::Tasks;
-use super::{cancelled_by_signals, client_from, notify_ready, surroundings, uplink};
+use super::{cancelled_by_signals, client_from, notify_ready, proxying, surroundings, uplink};
 use crate::cli::ReplicaArgs;
 use crate::doctor;
 use crate::machine::require_root;
@@ -59,7 +59,7 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     options.hosts_dir = args.images.hosts_dir.clone().or(options.hosts_dir);
     let images = pith_image::Store::open_with(args.dir.join("images"), options)?;
     let identity = NodeIdentity::new(node.as_str());
-    tasks.start("proxy", pith_proxy::run(client.clone(), datapath, identity, tasks.cancel()));
+    proxying::start(&tasks, &args.ask, client.clone(), datapath, identity);
     let network = ReplicaNetwork::new(Place {
         client: client.clone(),
         node: node.clone(),
@@ -105,6 +105,7 @@ fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<
     let cgroup =
         cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
+    config.limits = args.limits.limits();
     config.cluster_cidr = args.cluster_cidr.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
     config.pod_interfaces = Some(pith_network::pods::INTERFACE_PREFIX.to_owned());
     let mut datapath = Datapath::open(&config)?;

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod api;
 pub(crate) mod network;
 pub(crate) mod raw;
 
