@@ -89,10 +89,7 @@ pub(crate) async fn handle(
         ("pods", "log" | "exec" | "attach" | "portforward") => kubelet_stream(call, subresource).await?,
         ("pods", "proxy") => pod_proxy(call).await?,
         ("services", "proxy") => service_proxy(call).await?,
-        ("nodes", "proxy") => {
-            let (address, port) = kubelet_of(call, call.target.require_name()?).await?;
-            Upstream { address, port, secure: true, path_and_query: proxied_path(call) }
-        }
+        ("nodes", "proxy") => node_proxy(call).await?,
         _ => return Err(ApiError::no_such_path()),
     };
     let answer = send(call, upstream, parts, body).await?;
@@ -249,6 +246,22 @@ fn no_tls(name: &str) -> ApiError {
     ApiError::bad_request(format!(
         "https: is not supported when proxying to {name:?}: its certificate cannot be checked"
     ))
+}
+
+/// The kubelet, or by another port whoever listens there on the node without TLS.
+async fn node_proxy(call: &Call) -> Result<Upstream, ApiError> {
+    let (https, name, port) = split_target(call.target.require_name()?);
+    let (address, kubelet) = kubelet_of(call, name).await?;
+    let port = match port {
+        "" => kubelet,
+        text => text.parse().map_err(|_| {
+            ApiError::bad_request(format!("node {name} has no port {text:?}: give its number"))
+        })?,
+    };
+    if https && port != kubelet {
+        return Err(no_tls(name));
+    }
+    Ok(Upstream { address, port, secure: port == kubelet, path_and_query: proxied_path(call) })
 }
 
 async fn pod_proxy(call: &Call) -> Result<Upstream, ApiError> {
