@@ -13,7 +13,7 @@ use crate::build::{program, programs, root, run};
 use crate::image;
 
 /// Parts of `pith-forward`.
-const FORWARD: [&str; 4] = ["forward", "services", "programming", "draw"];
+const FORWARD: [&str; 5] = ["forward", "services", "packets", "programming", "draw"];
 
 /// `nft` with the libraries that it needs and that a machine without it may lack.
 const NFTABLES: [&str; 6] =

@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pith-netlink", &[]),
     ("pith-proxy", &["pith-abi", "pith-core", "pith-netlink"]),
     ("pith-network", &["pith-abi", "pith-sys", "pith-netlink"]),
-    ("pith-forward", &["pith-proxy"]),
+    ("pith-forward", &["pith-abi", "pith-core", "pith-proxy"]),
 ];
 
 /// These wire everything together and may use any crate.

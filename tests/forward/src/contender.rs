@@ -22,10 +22,13 @@ pub(crate) enum Contender {
     Pith,
     Nftables,
     Iptables,
+    /// No way at all: what measuring a program by itself takes.
+    AtOnce,
 }
 
 impl Contender {
-    pub(crate) const ALL: [Self; 4] = [Self::Straight, Self::Pith, Self::Nftables, Self::Iptables];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Straight, Self::Pith, Self::Nftables, Self::Iptables, Self::AtOnce];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl Contender {
             Self::Pith => "pith (eBPF)",
             Self::Nftables => "kube-proxy nftables",
             Self::Iptables => "kube-proxy iptables",
+            Self::AtOnce => "passed at once",
         }
     }
 }
@@ -82,10 +86,11 @@ pub(crate) struct Contestant {
 }
 
 impl Contestant {
-    /// `None` where the contender's tool is missing.
+    /// `None` where the contender's tool is missing, or where there is no way to connect.
     pub(crate) fn new(contender: Contender, tools: &Tools) -> Result<Option<Self>> {
         let ground = Ground::new()?;
         let means = match contender {
+            Contender::AtOnce => return Ok(None),
             Contender::Straight => Means::Straight,
             Contender::Pith => Means::Pith(Box::new(Pith::new(&ground)?)),
             Contender::Iptables => match &tools.iptables {
@@ -178,7 +183,7 @@ impl Contestant {
     /// Where a pod connects to.
     pub(crate) fn inside(&self, services: &[Service], wanted: usize) -> (Vec<Ipv4Addr>, u16) {
         match self.contender {
-            Contender::Straight => (BACKENDS.to_vec(), TARGET_PORT),
+            Contender::Straight | Contender::AtOnce => (BACKENDS.to_vec(), TARGET_PORT),
             Contender::Pith | Contender::Iptables | Contender::Nftables => (targets(services, wanted), PORT),
         }
     }
@@ -186,7 +191,7 @@ impl Contestant {
     /// Where someone outside connects to.
     pub(crate) fn outside_places(&self) -> (Vec<Ipv4Addr>, u16) {
         match self.contender {
-            Contender::Straight => (BACKENDS.to_vec(), TARGET_PORT),
+            Contender::Straight | Contender::AtOnce => (BACKENDS.to_vec(), TARGET_PORT),
             Contender::Pith | Contender::Iptables | Contender::Nftables => (vec![NODE], NODE_PORT),
         }
     }

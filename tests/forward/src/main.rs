@@ -23,6 +23,7 @@ mod iptables;
 mod load;
 mod names;
 mod nftables;
+mod packets;
 mod pin;
 mod pith;
 mod plan;
@@ -76,6 +77,8 @@ enum Part {
     Services,
     /// From outside through a node port: the same measures.
     Forward,
+    /// What pith's programs take for one packet of each kind.
+    Packets,
     /// Changes of Services: latency, cold start, loss meanwhile.
     Programming,
     /// Draw a report.json again.
@@ -116,19 +119,22 @@ fn measure(cli: &Cli) -> Result<Report> {
         // Once a process, and wanted for as long as it runs.
         plan.counts = cli.services.clone().leak();
     }
-    let (sides, programs): (&[Side], bool) = match &cli.part {
-        None => (&[Side::Pod, Side::Outside], true),
-        Some(Part::Services) => (&[Side::Pod], false),
-        Some(Part::Forward) => (&[Side::Outside], false),
-        Some(Part::Programming) => (&[], true),
-        Some(Part::Draw { .. }) => (&[], false),
+    let sides: &[Side] = match &cli.part {
+        None => &[Side::Pod, Side::Outside],
+        Some(Part::Services) => &[Side::Pod],
+        Some(Part::Forward) => &[Side::Outside],
+        Some(Part::Packets | Part::Programming | Part::Draw { .. }) => &[],
     };
+    let whole = cli.part.is_none();
     let mut figures = Vec::new();
     if !sides.is_empty() {
         let mut contestants = Contestant::all(&tools)?;
         figures.extend(services::run(sides, &run, &plan, &mut contestants, &mut left_out)?);
     }
-    if programs {
+    if whole || matches!(cli.part, Some(Part::Packets | Part::Forward)) {
+        figures.extend(packets::run(&run, &plan)?);
+    }
+    if whole || matches!(cli.part, Some(Part::Programming)) {
         let mut contestants = Contestant::all(&tools)?;
         figures.extend(programming::run(&run, &plan, &mut contestants, &tools, &mut left_out)?);
     }

@@ -16,7 +16,7 @@ const FONT: &str = "font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 
 /// Colours that people who see red and green alike tell apart (Okabe and Ito).
 fn colour(contender: Contender) -> &'static str {
     match contender {
-        Contender::Straight => "#8a8f98",
+        Contender::Straight | Contender::AtOnce => "#8a8f98",
         Contender::Pith => "#0072b2",
         Contender::Nftables => "#e69f00",
         Contender::Iptables => "#d55e00",

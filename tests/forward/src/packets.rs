@@ -1,0 +1,218 @@
+//! What pith's programs take for one packet, in nanoseconds, by BPF_PROG_TEST_RUN: no link, no stack, no clock of a
+//! client's around it.
+//!
+//! Each packet is run once, because a program changes it: a second run would see another packet. The kernel's own
+//! reading of the clock is in every figure, also in that of a packet which is passed at once.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, bail};
+use pith_abi::{Reason, Tuple, proto};
+use pith_core::checksum;
+use pith_core::host::wire;
+use pith_core::packet::tcp;
+use pith_proxy::Uplink;
+use rand::seq::SliceRandom;
+use rand::{SeedableRng, rngs::StdRng};
+
+use crate::cluster::{NODE_PORT, PORT, Service, TARGET_PORT, services};
+use crate::contender::Contender;
+use crate::ground::{BACKENDS, Ground, NODE};
+use crate::pith::Pith;
+use crate::plan::Plan;
+use crate::report::{Better, Figure};
+use crate::rounds::{Figures, Subject, Values};
+use crate::statistics::percentile;
+use crate::{interrupt, pin, progress};
+
+/// Flows that stand, and packets of each kind in a round.
+const FLOWS: u16 = 4_096;
+/// First packets in a round: each begins a flow that stays.
+const FIRSTS: u16 = 512;
+/// Packets of one and the same flow in a round.
+const SAME: usize = 1_024;
+const SEED: u64 = 0x7069_7468;
+
+const WARM: Subject = Subject {
+    id: "packet-warm",
+    title: "Time of the program for a packet, the same flow again and again",
+    unit: "ns",
+    better: Better::Lower,
+    how: "BPF_PROG_TEST_RUN of the attached program, one packet a run, median of a round. All that it looks up is in \
+          the processor's caches. A packet that is not IPv4 is passed at once by the same program: what the \
+          measurement itself takes.",
+};
+
+const COLD: Subject = Subject {
+    id: "packet-random",
+    title: "Time of the program for a packet, any of 4,096 flows",
+    unit: "ns",
+    better: Better::Lower,
+    how: "As above, each packet of another flow, in an order without pattern.",
+};
+
+/// One kind of packets.
+struct Kind {
+    name: &'static str,
+    hook: Uplink,
+    /// What the program must say of each: otherwise something else was measured.
+    reason: Reason,
+    packets: Vec<Vec<u8>>,
+    /// Each packet can be of its kind once only.
+    once: bool,
+}
+
+/// Measures all kinds with pith alone: nobody else has programs to run.
+pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
+    pin::to_client_cpu();
+    let ground = Ground::new()?;
+    let mut pith = Pith::new(&ground)?;
+    let all = services(1_000, &BACKENDS);
+    pith.apply(&all)?;
+    let mut kinds = kinds(&pith, &all[all.len() / 2], plan.rounds)?;
+    let names = kinds.iter().map(|kind| kind.name.to_owned()).collect();
+    let mut figures = Figures::named(run, "packets", names);
+    let mut random = StdRng::seed_from_u64(SEED);
+    for (place, kind) in (0_u32..).zip(&mut kinds) {
+        let mut values = Values::default();
+        for round in 0..plan.rounds {
+            interrupt::check()?;
+            kind.packets.shuffle(&mut random);
+            let at_once = at_once(&pith, kind.hook)?;
+            values.add(COLD.id, Contender::AtOnce, Some(at_once));
+            if kind.once {
+                let rest = kind.packets.split_off(usize::from(FIRSTS));
+                let packets = std::mem::replace(&mut kind.packets, rest);
+                values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, packets.iter())?));
+                continue;
+            }
+            let same = kind.packets.iter().take(1).cycle().take(SAME);
+            values.add(WARM.id, Contender::AtOnce, Some(at_once));
+            values.add(WARM.id, Contender::Pith, Some(measure(&pith, kind, same)?));
+            values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, kind.packets.iter())?));
+            if round + 1 == plan.rounds {
+                progress::step(&format!("packets: {}", kind.name));
+            }
+        }
+        for subject in [&WARM, &COLD] {
+            figures.add(subject, values.points(subject.id, f64::from(place)));
+        }
+    }
+    Ok(figures.into_figures())
+}
+
+/// Median of what the program takes for each of these, in nanoseconds.
+fn measure<'p>(pith: &Pith, kind: &Kind, packets: impl Iterator<Item = &'p Vec<u8>>) -> Result<f64> {
+    let before = count(pith, kind.reason)?;
+    let mut nanos = Vec::new();
+    for packet in packets {
+        nanos.push(pith.datapath.replay(kind.hook, packet)?.duration.as_secs_f64() * 1e9);
+    }
+    let seen = count(pith, kind.reason)? - before;
+    if seen != nanos.len() as u64 {
+        bail!("{}: only {seen} of {} packets were `{}`", kind.name, nanos.len(), kind.reason.name());
+    }
+    percentile(&nanos, 0.5).context("no packets")
+}
+
+fn at_once(pith: &Pith, hook: Uplink) -> Result<f64> {
+    let mut packet = wire::packet(&Tuple::new(0, 0, 0, 0, proto::UDP), 0, &[]).0;
+    packet[12..14].copy_from_slice(&[0x88, 0xb5]); // Local experimental (IEEE 802).
+    let nanos: Result<Vec<f64>> =
+        (0..SAME).map(|_| Ok(pith.datapath.replay(hook, &packet)?.duration.as_secs_f64() * 1e9)).collect();
+    percentile(&nanos?, 0.5).context("no packets")
+}
+
+fn count(pith: &Pith, reason: Reason) -> Result<u64> {
+    let reasons = pith.datapath.reasons()?;
+    Ok(reasons.into_iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| count))
+}
+
+fn be(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// A TCP flow from somewhere to a place.
+fn tuple(from: [u8; 2], number: u16, to: Ipv4Addr, port: u16) -> Tuple {
+    let [high, low] = number.to_be_bytes();
+    let source = Ipv4Addr::new(from[0], from[1], high, low);
+    Tuple::new(be(source), (20_000 + number).to_be(), be(to), port.to_be(), proto::TCP)
+}
+
+/// Every kind, with the flows that its packets belong to.
+fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
+    let at_node = |number| tuple([203, 0], number, NODE, NODE_PORT);
+    let from_pod = |number| tuple([10, 244], number, service.address, PORT);
+    let segment = |tuple: &Tuple, flags| wire::packet(tuple, flags, &[]).0;
+    let mut replies = Vec::new();
+    for number in 0..FLOWS {
+        let begun = pith.datapath.replay(Uplink::Ingress, &segment(&at_node(number), tcp::SYN))?;
+        let reply = wire::tuple(&pith_core::host::Buffer(begun.packet)).reversed();
+        pith.datapath.replay(Uplink::Egress, &segment(&reply, tcp::SYN | tcp::ACK))?;
+        pith.datapath.replay(Uplink::Ingress, &segment(&at_node(number), tcp::ACK))?;
+        pith.datapath.replay(Uplink::FromPod, &segment(&from_pod(number), tcp::SYN))?;
+        replies.push(reply);
+    }
+    let standing =
+        |of: &dyn Fn(u16) -> Tuple| (0..FLOWS).map(|number| segment(&of(number), tcp::ACK)).collect();
+    let firsts = u16::try_from(rounds).context("many rounds")? * FIRSTS;
+    let first = (0..firsts).map(|number| segment(&tuple([203, 1], number, NODE, NODE_PORT), tcp::SYN));
+    let pieces = |number: u16| -> Result<Vec<u8>> {
+        let packet = wire::packet(&at_node(number), tcp::ACK, &[0; 64]).0;
+        pith.datapath.replay(Uplink::Ingress, &piece(packet.clone(), number, 0, true))?;
+        Ok(piece(packet, number, 8, false))
+    };
+    let error = |reply: &Tuple| {
+        // A router on the way to the client says of a reply, as it left this node, that it is too large.
+        let left = Tuple { src_be: be(NODE), sport_be: NODE_PORT.to_be(), ..*reply };
+        wire::error(3, be(Ipv4Addr::new(203, 0, 113, 1)), be(NODE), &wire::packet(&left, tcp::ACK, &[0; 64]))
+            .0
+    };
+    let kind = |name, hook, reason, packets| Kind { name, hook, reason, packets, once: false };
+    Ok(vec![
+        kind("established, in", Uplink::Ingress, Reason::FlowForward, standing(&at_node)),
+        kind(
+            "established, out",
+            Uplink::Egress,
+            Reason::FlowReply,
+            replies.iter().map(|reply| segment(reply, tcp::ACK)).collect(),
+        ),
+        Kind {
+            once: true,
+            ..kind("first of a flow", Uplink::Ingress, Reason::NodePortLocal, first.collect())
+        },
+        kind(
+            "of no flow",
+            Uplink::Ingress,
+            Reason::NodePortNoFlow,
+            standing(&|number| tuple([203, 2], number, NODE, NODE_PORT)),
+        ),
+        kind(
+            "later fragment",
+            Uplink::Ingress,
+            Reason::FragmentTranslated,
+            (0..FLOWS / 4).map(pieces).collect::<Result<_>>()?,
+        ),
+        kind("ICMP error", Uplink::Ingress, Reason::IcmpError, replies.iter().map(error).collect()),
+        kind(
+            "pod to pod",
+            Uplink::FromPod,
+            Reason::PodPass,
+            standing(&|number| tuple([10, 244], number, BACKENDS[0], TARGET_PORT)),
+        ),
+        kind("raw, pod to Service", Uplink::FromPod, Reason::FlowForward, standing(&from_pod)),
+    ])
+}
+
+/// Makes a packet a fragment of a datagram, at an offset in units of eight bytes (RFC 791, section 3.1).
+fn piece(mut packet: Vec<u8>, id: u16, offset: u16, more: bool) -> Vec<u8> {
+    let header = &mut packet[14..34];
+    let place = offset | if more { 0x2000 } else { 0 };
+    header[4..6].copy_from_slice(&id.to_be_bytes());
+    header[6..8].copy_from_slice(&place.to_be_bytes());
+    header[10..12].fill(0);
+    let words = header.chunks_exact(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]])));
+    let sum = !checksum::fold(words.fold(0, checksum::add));
+    header[10..12].copy_from_slice(&sum.to_ne_bytes());
+    packet
+}
