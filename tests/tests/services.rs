@@ -82,6 +82,7 @@ fn load_balancers_have_addresses_that_answer() {
     health_checks(&kubectl);
     host_ports(&kubectl);
     seen_inside(&cluster, &kubectl);
+    metrics(&kubectl);
     nearest_first(&kubectl);
 
     kubectl.run(&["patch", "service", "first", "--patch", r#"{"spec":{"type":"ClusterIP"}}"#]);
@@ -167,6 +168,22 @@ fn nearest_first(kubectl: &Kubectl) {
         let seen: BTreeSet<&str> = answers.keys().map(String::as_str).collect();
         if seen == here { Ok(()) } else { Err(tally.to_string()) }
     });
+}
+
+/// Each replica's proxy is measured through the API server, as Prometheus does.
+fn metrics(kubectl: &Kubectl) {
+    for node in ["replica-1", "replica-2"] {
+        let text = kubectl.run(&["get", "--raw", &format!("/api/v1/nodes/{node}:10249/proxy/metrics")]);
+        for name in
+            ["pith_proxy_verdicts_total{reason=\"", "kubeproxy_sync_proxy_rules_duration_seconds_count "]
+        {
+            assert!(text.contains(name), "{node} has no {name}: {text}");
+        }
+    }
+    for node in nodes(kubectl) {
+        let answer = get((node, 10256).into(), "/healthz").expect("each node says how it is");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
 }
 
 /// What `pith services` reads out of a replica's maps is what the API says.

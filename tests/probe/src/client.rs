@@ -1,9 +1,9 @@
 //! A client that asks one URL many times, each time with a new connection and a fresh look-up of the name, and
 //! counts who answered: the first line of an answer's body is the answering pod's name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,6 +69,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let tally = tally.into_inner().expect("no thread panics while it counts");
     println!("{}", serde_json::to_string(&tally).context("write JSON")?);
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints what a name stands for; the port is no part of it.
+pub(crate) fn resolve(name: &str) -> Result<()> {
+    let found = (name, 0).to_socket_addrs().with_context(|| format!("resolve {name}"))?;
+    let addresses: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();
+    addresses.iter().for_each(|address| println!("{address}"));
+    Ok(())
 }
 
 impl Tally {

@@ -37,6 +37,8 @@ enum Command {
     },
     /// Ask a URL again and again, with a new connection each time; print as JSON who answered.
     Client(client::Options),
+    /// Print the addresses of a name, in order.
+    Resolve { name: String },
     /// Send one datagram and print the answer.
     UdpClient {
         /// HOST:PORT
@@ -88,6 +90,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::TcpEcho { port } => echo::tcp(port)?,
         Command::UdpEcho { port } => echo::udp(port)?,
         Command::Client(options) => return client::run(&options),
+        Command::Resolve { name } => client::resolve(&name)?,
         Command::UdpClient { address, message } => echo::udp_client(&address, &message)?,
         Command::Hold(options) => echo::hold(&options)?,
         Command::Mem { mib } => load::memory(mib),
