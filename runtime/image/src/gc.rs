@@ -19,9 +19,9 @@ const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The kubelet's: from `high_percent` of the disk in use, least recently used first, down to
-    /// `low_percent`; none that came within `min_age`.
+    /// `low_percent`; none that came within `min_age`, and none that a file brought, which nobody could pull again.
     Thresholds { high_percent: u8, low_percent: u8, min_age: Duration },
-    /// All of them.
+    /// All of them, also those that a file brought.
     Unused { min_age: Duration },
 }
 
@@ -110,9 +110,13 @@ impl Store {
         let lock = self.lock("index")?;
         let holds = self.held()?;
         let mut index = Index::load(self.dir())?;
+        let by_fullness = matches!(policy, Policy::Thresholds { .. });
         for (id, bytes) in self.oldest_first(&index, min_age) {
             if to_free == 0 {
                 break;
+            }
+            if by_fullness && index.images[&id].from_file {
+                continue;
             }
             if in_use.contains(&id) || holds.contains_key(&id) {
                 continue;
@@ -123,7 +127,7 @@ impl Store {
             // An estimate: layers that other images share stay.
             to_free = to_free.saturating_sub(bytes);
         }
-        if matches!(policy, Policy::Thresholds { .. }) {
+        if by_fullness {
             removed.short_of = to_free;
         }
         if !removed.images.is_empty() {

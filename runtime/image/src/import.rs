@@ -96,7 +96,7 @@ impl Store {
             Ok((diff_id.clone(), installed.bytes()))
         })?;
         let sizes: BTreeMap<Digest, u64> = sizes.into_iter().collect();
-        let image = self.commit(&image.documents, &image.names, sizes.values().sum())?;
+        let image = self.commit(&image.documents, &image.names, sizes.values().sum(), true)?;
         progress.report(&Event::Stored { image: &label, id: &image.id });
         Ok(image)
     }

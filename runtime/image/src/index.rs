@@ -35,6 +35,9 @@ pub(crate) struct Record {
     pub(crate) bytes: u64,
     /// Seconds since 1970.
     pub(crate) imported_at: u64,
+    /// A file brought it: perhaps no registry has it.
+    #[serde(default)]
+    pub(crate) from_file: bool,
 }
 
 impl Default for Index {

@@ -72,7 +72,7 @@ impl Store {
             futures::stream::iter(jobs).buffer_unordered(PARALLEL_LAYERS).try_collect().await?;
 
         let store = self.clone();
-        let image = blocking(move || store.commit(&documents, &names, sizes.iter().sum())).await?;
+        let image = blocking(move || store.commit(&documents, &names, sizes.iter().sum(), false)).await?;
         progress.report(&Event::Stored { image: &label, id: &image.id });
         Ok(image)
     }

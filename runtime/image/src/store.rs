@@ -321,6 +321,7 @@ impl Store {
         documents: &layout::Documents,
         names: &[Reference],
         bytes: u64,
+        from_file: bool,
     ) -> Result<Image> {
         let _lock = self.lock("index")?;
         let blobs = self.inner.dir.join("blobs/sha256");
@@ -337,6 +338,7 @@ impl Store {
             layers: documents.diff_ids.clone(),
             bytes,
             imported_at: now,
+            from_file,
         };
         index.images.insert(id.clone(), record);
         for name in names {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pith_image::{Error, Event, Policy, Quiet, Reference, Step, Store};
+use pith_image::{Auth, Error, Event, Policy, Quiet, Reference, Step, Store};
 
-use crate::support::{Item, Parts, archive, import, is_root, store, tar_of};
+use crate::server::{Behaviour, Registry};
+use crate::support::{Item, Parts, app, archive, import, is_root, pull, store, tar_of};
 
 fn parts(name: &'static str, own: &'static [u8]) -> Parts {
     let shared = tar_of(&[Item::File("shared", b"the same in all")]);
@@ -84,17 +85,20 @@ fn thresholds() {
     }
     let (_dir, store) = store();
     import(&store, &parts("pith.local/a:v1", b"a")).expect("import");
+    let registry = Registry::start(&[app("amd64")], Behaviour::default());
+    let pulled = pull(&store, &registry.reference(":amd64"), &Auth::Anonymous).expect("pull");
     let policy =
         |high_percent, low_percent, min_age| Policy::Thresholds { high_percent, low_percent, min_age };
     let day = Duration::from_secs(86_400);
     for (name, policy, expect) in [
-        ("the disk has room", policy(100, 99, Duration::ZERO), 0),
-        ("too young", policy(0, 0, day), 0),
-        ("full and old enough", policy(0, 0, Duration::ZERO), 1),
+        ("the disk has room", policy(100, 99, Duration::ZERO), vec![]),
+        ("too young", policy(0, 0, day), vec![]),
+        ("full and old enough: what can be pulled again", policy(0, 0, Duration::ZERO), vec![pulled.id]),
     ] {
         let removed = store.gc(&BTreeSet::new(), policy).expect(name);
-        assert_eq!(removed.images.len(), expect, "{name}");
+        assert_eq!(removed.images, expect, "{name}");
     }
+    assert!(store.resolve("pith.local/a:v1").is_ok(), "a file brought it");
 }
 
 #[test]
