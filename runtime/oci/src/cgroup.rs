@@ -26,6 +26,14 @@ pub(crate) struct Place {
     found: Vec<PathBuf>,
 }
 
+/// Whether somebody has stopped whatever is in a cgroup, or comes to be in it.
+fn stops(dir: &Path) -> bool {
+    let reads = |name: &str, values: &[&str]| {
+        std::fs::read_to_string(dir.join(name)).is_ok_and(|text| values.contains(&text.trim()))
+    };
+    reads("freezer.state", &["FROZEN", "FREEZING"]) || reads("cgroup.freeze", &["1"])
+}
+
 impl Place {
     /// Where the spec wants it; below the root of the hierarchies in any case.
     /// Nobody may be in it: a container ends with everybody in its cgroup.
@@ -42,6 +50,10 @@ impl Place {
             let processes = cgroup.all_pids()?.len();
             if processes > 0 {
                 return Err(Error::CgroupInUse { path: place.path, processes });
+            }
+            // Whoever is born there never runs, and takes no signal where version 1 holds it.
+            if cgroup.dirs().iter().any(|dir| stops(dir)) {
+                return Err(Error::CgroupFrozen { path: place.path });
             }
         }
         Ok(place)

@@ -70,6 +70,8 @@ pub enum Error {
     Cgroup(#[from] pith_cgroup::Error),
     #[error("container's cgroup is not empty: {processes} process(es) found in {path}")]
     CgroupInUse { path: String, processes: usize },
+    #[error("container's cgroup unexpectedly frozen: {path}")]
+    CgroupFrozen { path: String },
     #[error("cgroup path {path:?} leaves the cgroup tree")]
     CgroupPath { path: String },
     #[error("systemd not running on this host, cannot use systemd cgroups manager")]

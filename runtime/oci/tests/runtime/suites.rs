@@ -109,10 +109,14 @@ fn frozen() {
     bundle.create().ok();
     fs::write(freezer.join("tasks"), bundle.pid().to_string()).expect("moved");
     fs::write(freezer.join("freezer.state"), "FROZEN").expect("frozen");
-    let deleted = bundle.oci(&["delete", "--force", "frozen"]);
-    let _ = fs::write(freezer.join("freezer.state"), "THAWED");
+    bundle.oci(&["delete", "--force", "frozen"]).ok();
+    // Nobody is created in a cgroup that is frozen already.
+    fs::write(freezer.join("freezer.state"), "FROZEN").expect("frozen");
+    let path = format!("/pith-oci-test-{}", std::process::id());
+    let own = std::mem::replace(&mut bundle.config["linux"]["cgroupsPath"], path.into());
+    bundle.create().refused("container's cgroup unexpectedly frozen");
+    bundle.config["linux"]["cgroupsPath"] = own;
     fs::remove_dir(&freezer).expect("empty");
-    deleted.ok();
 }
 
 /// Where the disk is full: one line, runc's exit code, and nothing half-created.
