@@ -333,6 +333,8 @@ impl Store {
         let id = &documents.config_digest;
         let mut index = Index::load(&self.inner.dir)?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        // Its other names may be in no registry.
+        let from_file = from_file || index.images.get(id).is_some_and(|known| known.from_file);
         let record = Record {
             digest: documents.manifest_digest.clone(),
             layers: documents.diff_ids.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
-use pith_tests::images::{self, Archive};
+use pith_tests::images;
 use pith_tests::{Cluster, Kubectl, debian, until};
 use serde_json::json;
 use tempfile::TempDir;
@@ -110,19 +110,22 @@ fn mirrors() -> Result<TempDir> {
 
 #[test]
 fn pods_pull_from_a_real_registry_and_leave_nothing() {
-    let (programs, archive, hosts) =
-        match Programs::fetch().and_then(|programs| Ok((programs, images::busybox()?, mirrors()?))) {
-            Ok((programs, Archive { path, .. }, hosts)) => (programs, path, hosts),
-            Err(error) => return eprintln!("SKIPPED: pulls from docker-registry: {error:#}"),
-        };
+    let found =
+        || Ok::<_, anyhow::Error>((Programs::fetch()?, images::busybox()?, images::nginx()?, mirrors()?));
+    let (programs, used, unused, hosts) = match found() {
+        Ok((programs, used, unused, hosts)) => (programs, used.path, unused.path, hosts),
+        Err(error) => return eprintln!("SKIPPED: pulls from docker-registry: {error:#}"),
+    };
     let hosts_dir = hosts.path().to_str().expect("paths of the tests are UTF-8");
     let collects =
         ["--image-gc-high-threshold=1", "--minimum-image-ttl-duration=5s", "--hosts-dir", hosts_dir];
     let Some(cluster) = Cluster::start(1, &collects) else { return };
     let Some(kubectl) = cluster.kubectl("1.32") else { return };
+    let before = layers(&cluster);
     let netns = format!("pith-{}-r1", cluster.name);
     let _registry = serve(&programs, &netns).expect("the registry serves");
-    push(&programs, &netns, &archive, "team/busybox:v1").expect("skopeo pushes");
+    push(&programs, &netns, &used, "team/busybox:v1").expect("skopeo pushes");
+    push(&programs, &netns, &unused, "team/unused:v1").expect("skopeo pushes");
 
     secrets(&kubectl);
     let direct = format!("127.0.0.1:{PORT}/team/busybox:v1");
@@ -146,7 +149,7 @@ fn pods_pull_from_a_real_registry_and_leave_nothing() {
             if told.contains("refuses access to team/busybox") { Ok(()) } else { Err(told) }
         });
     }
-    collected(&cluster, &kubectl);
+    collected(&cluster, &kubectl, before);
     cluster.down();
 }
 
@@ -186,15 +189,19 @@ fn pod(kubectl: &Kubectl, name: &str, image: &str, secret: Option<&str>) {
 }
 
 /// The disk is fuller than it may be: images go when their pods are gone, and not before.
-fn collected(cluster: &Cluster, kubectl: &Kubectl) {
+fn collected(cluster: &Cluster, kubectl: &Kubectl, before: usize) {
     let names = || {
         let reply = cluster.pith(&["image", "ls"]);
         assert!(reply.ok, "{}", reply.stderr);
         reply.stdout
     };
+    // It need not start for its image to be there.
+    pod(kubectl, "brief", &format!("127.0.0.1:{PORT}/team/unused:v1"), Some("new"));
+    until("it is pulled", DEADLINE, || if names().contains("unused") { Ok(()) } else { Err(names()) });
+    kubectl.run(&["delete", "pod", "brief"]);
     until("what no pod uses is gone", DEADLINE, || {
         let left = names();
-        if left.contains("pith.local/") { Err(left) } else { Ok(()) }
+        if left.contains("unused") { Err(left) } else { Ok(()) }
     });
     assert!(names().contains("docker.io/team/busybox:v1"), "{}", names());
     until("the node says that its disk is full", DEADLINE, || {
@@ -207,6 +214,11 @@ fn collected(cluster: &Cluster, kubectl: &Kubectl) {
         let left = names();
         if left.contains("busybox") { Err(left) } else { Ok(()) }
     });
+    assert!(names().contains("pith.local/demo:v2"), "a file brought it, and no registry has it: {}", names());
+    assert_eq!(layers(cluster), before);
+}
+
+fn layers(cluster: &Cluster) -> usize {
     let layers: PathBuf = cluster.dir().join("replicas/replica-1/images/layers");
-    assert_eq!(fs::read_dir(&layers).expect("the store's layers").count(), 0);
+    fs::read_dir(&layers).expect("the store's layers").count()
 }
