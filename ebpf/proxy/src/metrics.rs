@@ -25,7 +25,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -64,51 +64,49 @@ impl Metrics {
     pub(crate) fn new(reasons: PerCpuArray<MapData, u64>) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Verdicts(reasons)));
-        let mut metrics = Self {
-            registry: Registry::default(),
+        let all = &mut registry;
+        Self {
             synced: AtomicBool::new(false),
-            // From 0.1 ms, which one changed endpoint takes, to 3 s.
-            sync_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
-            synced_at: Gauge::default(),
-            service_changes: Counter::default(),
-            endpoint_changes: Counter::default(),
-            not_applied: Gauge::default(),
-            entries: Family::default(),
-            max_entries: Family::default(),
-        };
-        registry.register(
-            "kubeproxy_sync_proxy_rules_duration_seconds",
-            "From changes that were seen to maps that hold them",
-            metrics.sync_seconds.clone(),
-        );
-        registry.register(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-            "When the maps were written last",
-            metrics.synced_at.clone(),
-        );
-        registry.register(
-            "kubeproxy_sync_proxy_rules_service_changes",
-            "Changes of Services that were seen",
-            metrics.service_changes.clone(),
-        );
-        registry.register(
-            "kubeproxy_sync_proxy_rules_endpoint_changes",
-            "Changes of EndpointSlices that were seen",
-            metrics.endpoint_changes.clone(),
-        );
-        registry.register(
-            "pith_proxy_services_not_applied",
-            "Services of which the maps do not hold everything",
-            metrics.not_applied.clone(),
-        );
-        registry.register("pith_proxy_map_entries", "Entries that a map holds", metrics.entries.clone());
-        registry.register(
-            "pith_proxy_map_max_entries",
-            "Entries that a map can hold",
-            metrics.max_entries.clone(),
-        );
-        metrics.registry = registry;
-        metrics
+            sync_seconds: registered(
+                all,
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "From changes that were seen to maps that hold them",
+                // From 0.1 ms, which one changed endpoint takes, to 3 s.
+                Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            ),
+            synced_at: registered(
+                all,
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "When the maps were written last",
+                Gauge::default(),
+            ),
+            service_changes: registered(
+                all,
+                "kubeproxy_sync_proxy_rules_service_changes",
+                "Changes of Services that were seen",
+                Counter::default(),
+            ),
+            endpoint_changes: registered(
+                all,
+                "kubeproxy_sync_proxy_rules_endpoint_changes",
+                "Changes of EndpointSlices that were seen",
+                Counter::default(),
+            ),
+            not_applied: registered(
+                all,
+                "pith_proxy_services_not_applied",
+                "Services of which the maps do not hold everything",
+                Gauge::default(),
+            ),
+            entries: registered(all, "pith_proxy_map_entries", "Entries that a map holds", Family::default()),
+            max_entries: registered(
+                all,
+                "pith_proxy_map_max_entries",
+                "Entries that a map can hold",
+                Family::default(),
+            ),
+            registry,
+        }
     }
 
     /// Changes were seen.
@@ -172,6 +170,12 @@ impl Metrics {
         answer_at(address, "health", answer, cancel).await;
         Ok(())
     }
+}
+
+/// The metric, which the registry knows from here on: both are the same figure.
+fn registered<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
