@@ -8,7 +8,7 @@
 //! Credentials go to the host that asked for them and to the token server that it names, never along a redirect to
 //! another host (reqwest drops them), never from HTTPS to HTTP.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -130,7 +130,7 @@ impl Endpoint {
         let mut tries = 1;
         let mut backoff = BACKOFF_FIRST;
         loop {
-            let login = self.login();
+            let login = self.login().clone();
             let mut request = self.client.get(url.clone());
             if let Some(accept) = want.accept {
                 request = request.header(ACCEPT, accept);
@@ -197,33 +197,27 @@ impl Endpoint {
         tokio::time::timeout(self.timeouts.document, read).await.map_err(|_| late())?
     }
 
-    fn login(&self) -> Login {
-        self.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Login) -> bool) -> bool {
-        change(&mut self.login.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Nothing is left half done where somebody panicked with it.
+    fn login(&self) -> MutexGuard<'_, Login> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accepted(&self, used: &Login) {
-        self.update(|login| {
-            login.worked |= login.header == used.header;
-            true
-        });
+        let mut login = self.login();
+        login.worked |= login.header == used.header;
     }
 
     /// Whether there is something else to try; of several who ask at once, one moves on.
     fn next_candidate(&self, used: &Login) -> bool {
-        self.update(|login| {
-            if login.header != used.header || login.candidate != used.candidate {
-                return true;
-            }
-            if login.candidate + 1 >= self.candidates.len() {
-                return false;
-            }
-            *login = Login { candidate: login.candidate + 1, ..Login::default() };
-            true
-        })
+        let mut login = self.login();
+        if login.header != used.header || login.candidate != used.candidate {
+            return true;
+        }
+        if login.candidate + 1 >= self.candidates.len() {
+            return false;
+        }
+        *login = Login { candidate: login.candidate + 1, ..Login::default() };
+        true
     }
 
     /// After a 401 to a request made with `used`: another header to ask with, or an error.
@@ -232,7 +226,7 @@ impl Endpoint {
         if in_vain && !self.next_candidate(used) {
             return Err(self.refused("logging in", response).await);
         }
-        let now = self.login();
+        let now = self.login().clone();
         if now.header.is_some() && now.header != used.header {
             // Someone else has logged in meanwhile.
             return Ok(());
@@ -244,10 +238,7 @@ impl Endpoint {
             match self.header_for(auth, &challenges).await {
                 Ok(mut header) => {
                     header.set_sensitive(true);
-                    self.update(|login| {
-                        *login = Login { candidate, header: Some(header), worked: false };
-                        true
-                    });
+                    *self.login() = Login { candidate, header: Some(header), worked: false };
                     return Ok(());
                 }
                 Err(error @ Error::Unauthorised { .. }) => last = Some(error),

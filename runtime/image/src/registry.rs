@@ -76,49 +76,39 @@ impl Registry {
         let expected = wanted.digest();
         let tag = wanted.tag().unwrap_or("latest");
         let rest = format!("manifests/{}", expected.as_ref().map_or(tag, Digest::as_str));
-        let mut last = None;
-        for endpoint in &self.endpoints {
-            let may = if expected.is_some() { endpoint.host.pull } else { endpoint.host.resolve };
-            if !may {
-                continue;
-            }
-            match self.document_from(endpoint, "the manifest", &rest, Some(MANIFEST_TYPES)).await {
-                Ok(bytes) => {
-                    let got = Digest::of(&bytes);
-                    match &expected {
-                        Some(expected) if got != *expected => {
-                            let blob = format!("manifest of {wanted}");
-                            let expected = expected.clone();
-                            last = Some(Error::DigestMismatch { blob, expected, got });
-                        }
-                        _ => return Ok((got, bytes)),
-                    }
-                }
-                Err(error) => last = Some(error),
-            }
-            self.say_next(endpoint, last.as_ref());
-        }
-        Err(self.named(last))
+        let what = format!("the manifest of {wanted}");
+        self.verified(&what, &rest, Some(MANIFEST_TYPES), expected.as_ref()).await
     }
 
     /// A small blob, verified.
     pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
         let expected = digest_of(descriptor)?;
         let what = format!("blob {expected}");
-        let rest = format!("blobs/{expected}");
+        self.verified(&what, &format!("blobs/{expected}"), None, Some(&expected)).await
+    }
+
+    /// From the first host that has it; whose digest is known is asked of hosts that may not say what a tag means.
+    async fn verified(
+        &self,
+        what: &str,
+        rest: &str,
+        accept: Option<&str>,
+        expected: Option<&Digest>,
+    ) -> Result<Document> {
+        let may = |at: &&Endpoint| if expected.is_some() { at.host.pull } else { at.host.resolve };
         let mut last = None;
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
-            match self.document_from(endpoint, &what, &rest, None).await {
-                Ok(bytes) => match Digest::of(&bytes) {
-                    got if got == expected => return Ok((expected, bytes)),
-                    got => {
-                        let (blob, expected) = (what.clone(), expected.clone());
-                        last = Some(Error::DigestMismatch { blob, expected, got });
+        for endpoint in self.endpoints.iter().filter(may) {
+            let error = match self.document_from(endpoint, what, rest, accept).await {
+                Err(error) => error,
+                Ok(bytes) => match (Digest::of(&bytes), expected) {
+                    (got, Some(expected)) if got != *expected => {
+                        let (blob, expected) = (what.to_owned(), expected.clone());
+                        Error::DigestMismatch { blob, expected, got }
                     }
+                    (got, _) => return Ok((got, bytes)),
                 },
-                Err(error) => last = Some(error),
-            }
-            self.say_next(endpoint, last.as_ref());
+            };
+            last = Some(self.passed_over(endpoint, error));
         }
         Err(self.named(last))
     }
@@ -160,14 +150,12 @@ impl Registry {
                 Ok(_) => endpoint.get(&Want { from: 0, ..want }).await,
                 Err(error) => Err(error),
             };
-            match answer {
+            let error = match answer {
                 Ok(response) if response.status() == StatusCode::OK => return Ok((endpoint, response, 0)),
-                Ok(response) => {
-                    last = Some(endpoint.error(&action, format!("it answers {}", response.status())));
-                }
-                Err(error) => last = Some(error),
-            }
-            self.say_next(endpoint, last.as_ref());
+                Ok(response) => endpoint.error(&action, format!("it answers {}", response.status())),
+                Err(error) => error,
+            };
+            last = Some(self.passed_over(endpoint, error));
         }
         Err(match last {
             // The image is there: what is missing is a part of it.
@@ -188,10 +176,10 @@ impl Registry {
         (!endpoint.host.is_own).then(|| self.reference.registry_key())
     }
 
-    fn say_next(&self, endpoint: &Endpoint, error: Option<&Error>) {
-        if let Some(error) = error {
-            tracing::debug!(image = %self.reference, host = endpoint.host.key(), %error, "a host did not serve");
-        }
+    /// The next host is asked.
+    fn passed_over(&self, endpoint: &Endpoint, error: Error) -> Error {
+        tracing::debug!(image = %self.reference, host = endpoint.host.key(), %error, "a host did not serve");
+        error
     }
 
     /// Of the hosts that were asked the last one counts: the registry itself.
