@@ -132,18 +132,19 @@ impl Store {
 
     pub fn open_with(dir: impl Into<PathBuf>, options: Options) -> Result<Store> {
         let dir = dir.into();
+        let mut unsynced = BTreeSet::new();
         for name in ["", "blobs/sha256", "layers", "partial", "holds", "empty", "tmp", "locks"] {
             let path = dir.join(name);
+            let missing = path.ancestors().take_while(|path| !path.is_dir());
+            unsynced.extend(missing.filter_map(Path::parent).map(Path::to_owned));
             // 700: unpacked images hold set-user-ID programs, which must be out of reach of the host's users.
-            if path.is_dir() {
-                continue;
-            }
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.at("create", &path)?;
-            // What is put into it is durable only if it is, and so is each folder above it that was made with it.
-            for above in path.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty()) {
-                File::open(above).and_then(|above| above.sync_all()).at("sync", above)?;
-            }
+        }
+        // What is put into a folder is durable only if the folder is.
+        for above in unsynced {
+            let above = if above.as_os_str().is_empty() { Path::new(".") } else { &above };
+            File::open(above).and_then(|above| above.sync_all()).at("sync", above)?;
         }
         // The exception: it becomes a container's root directory.
         let empty = dir.join("empty");
