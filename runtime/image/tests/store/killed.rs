@@ -162,29 +162,32 @@ fn app() -> (Parts, Vec<u8>) {
     (Parts { compression: Compression::None, ..parts }, content.to_vec())
 }
 
-/// At every change of a whole import, one after the other; each later one goes on from what the former left.
+/// Kills `verb` at every change that it makes, one after the other, each time in a new store that `begin` has begun and
+/// that must go on to take the image. At least so many changes there are.
+fn killed_at_every_change(verb: &str, least: usize, begin: impl Fn(&Store, &Parts), subject: &Path) {
+    let (parts, content) = app();
+    for n in 0.. {
+        let (_dir, store) = store();
+        begin(&store, &parts);
+        let ended = killed_at(&format!("{verb}|{}|{}", store.dir().display(), subject.display()), n);
+        check(store.dir(), &content, &format!("{verb} killed at change {n}"));
+        import(&store, &parts).unwrap_or_else(|e| panic!("after change {n}: {e}"));
+        check(store.dir(), &content, &format!("import after change {n}"));
+        if ended {
+            assert!(n > least, "only {n} changes were seen");
+            return;
+        }
+    }
+}
+
 #[test]
 fn import_killed_before_every_change() {
     if !is_root("import_killed_before_every_change") {
         return;
     }
-    let (parts, content) = app();
     let folder = tempfile::tempdir().expect("a folder");
-    let file = write_file(folder.path(), "x.tar", &archive(&parts.oci_files()));
-    let mut n = 0;
-    loop {
-        let (_dir, store) = store();
-        let work = format!("import|{}|{}", store.dir().display(), file.display());
-        let ended = killed_at(&work, n);
-        check(store.dir(), &content, &format!("import killed at change {n}"));
-        import(&store, &parts).unwrap_or_else(|e| panic!("after change {n}: {e}"));
-        check(store.dir(), &content, &format!("import after change {n}"));
-        if ended {
-            break;
-        }
-        n += 1;
-    }
-    assert!(n > 20, "only {n} changes were seen");
+    let file = write_file(folder.path(), "x.tar", &archive(&app().0.oci_files()));
+    killed_at_every_change("import", 20, |_, _| {}, &file);
 }
 
 #[test]
@@ -215,20 +218,6 @@ fn removal_killed_before_every_change() {
     if !is_root("removal_killed_before_every_change") {
         return;
     }
-    let (parts, content) = app();
-    let mut n = 0;
-    loop {
-        let (_dir, store) = store();
-        import(&store, &parts).expect("import");
-        let work = format!("remove|{}|pith.local/x:v1", store.dir().display());
-        let ended = killed_at(&work, n);
-        check(store.dir(), &content, &format!("removal killed at change {n}"));
-        import(&store, &parts).unwrap_or_else(|e| panic!("after change {n}: {e}"));
-        check(store.dir(), &content, &format!("import after change {n}"));
-        if ended {
-            break;
-        }
-        n += 1;
-    }
-    assert!(n > 3, "only {n} changes were seen");
+    let imported = |store: &Store, parts: &Parts| drop(import(store, parts).expect("import"));
+    killed_at_every_change("remove", 3, imported, Path::new("pith.local/x:v1"));
 }
