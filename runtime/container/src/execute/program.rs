@@ -1,6 +1,6 @@
 //! The last step: finding the program and becoming it.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
@@ -73,16 +73,16 @@ impl Program {
 
 /// Of variables that are given twice the last one counts, as with every other runtime; getenv(3) would find the first.
 fn last_of_each(given: &[String]) -> Vec<String> {
-    let mut places = BTreeMap::new();
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     let mut env: Vec<String> = Vec::new();
     for variable in given {
         let name = variable.split('=').next().unwrap_or_default();
-        match places.insert(name, env.len()) {
-            Some(place) => {
-                env[place].clone_from(variable);
-                places.insert(name, place);
+        match places.entry(name) {
+            Entry::Occupied(place) => env[*place.get()].clone_from(variable),
+            Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(variable.clone());
             }
-            None => env.push(variable.clone()),
         }
     }
     env
