@@ -2,21 +2,22 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use pith_apiserver::pki::CLIENT_LIFETIME;
-use pith_apiserver::{ServiceCidr, Tolerations};
+use pith_apiserver::ServiceCidr;
 use pith_controllers::Cidr;
-use pith_image::{Platform, Policy, Reference};
+use pith_image::{Platform, Reference};
 use pith_network::names::ClusterName;
-use serde::{Deserialize, Serialize};
 
 use crate::inspect::InspectArgs;
-use crate::roles::proxying::{AskArgs, LimitArgs};
+use crate::roles::proxying::AskArgs;
 use crate::run::RunArgs;
 use crate::why::Destination;
+
+mod kept;
+
+pub(crate) use kept::{Kept, LimitArgs, ReplicaImageArgs, Time, TimeArgs};
 
 /// Where state lives unless `--dir` says otherwise.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";
@@ -121,143 +122,6 @@ pub(crate) struct UpArgs {
     pub(crate) images: ReplicaImageArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
-}
-
-/// How a replica treats its images. The names of the first three are those of Kubernetes' kubelet.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ReplicaImageArgs {
-    /// Percent of the disk in use from which images that nothing uses are removed [default: 85].
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub(crate) image_gc_high_threshold: Option<u8>,
-    /// Percent of the disk in use down to which they are removed [default: 80].
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub(crate) image_gc_low_threshold: Option<u8>,
-    /// How long an image stays at least, used or not, such as 2m [default: 2m].
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    pub(crate) minimum_image_ttl_duration: Option<u64>,
-    /// Where mirrors of registries are configured, in the form of containerd's certs.d [default: /etc/pith/certs.d].
-    #[arg(long, value_name = "DIR", value_parser = absolute)]
-    pub(crate) hosts_dir: Option<PathBuf>,
-}
-
-impl ReplicaImageArgs {
-    pub(crate) fn policy(&self) -> Result<Policy, UsedWrongly> {
-        let (mut high, mut low) = (self.image_gc_high_threshold, self.image_gc_low_threshold);
-        // One alone moves the other along where it has to.
-        high = high.or(low.map(|low| low.max(85)));
-        low = low.or(high.map(|high| high.min(80)));
-        let (high_percent, low_percent) = (high.unwrap_or(85), low.unwrap_or(80));
-        if low_percent > high_percent {
-            let text = format!(
-                "--image-gc-low-threshold {low_percent} is above --image-gc-high-threshold {high_percent}"
-            );
-            return Err(UsedWrongly(text));
-        }
-        let min_age = Duration::from_secs(self.minimum_image_ttl_duration.unwrap_or(120));
-        Ok(Policy::Thresholds { high_percent, low_percent, min_age })
-    }
-
-    /// What is given here, and else what was given before.
-    pub(crate) fn or(&self, before: &Self) -> Self {
-        Self {
-            image_gc_high_threshold: self.image_gc_high_threshold.or(before.image_gc_high_threshold),
-            image_gc_low_threshold: self.image_gc_low_threshold.or(before.image_gc_low_threshold),
-            minimum_image_ttl_duration: self.minimum_image_ttl_duration.or(before.minimum_image_ttl_duration),
-            hosts_dir: self.hosts_dir.clone().or_else(|| before.hosts_dir.clone()),
-        }
-    }
-
-    /// As arguments of another process.
-    pub(crate) fn flags(&self) -> impl Iterator<Item = std::ffi::OsString> {
-        let high = self.image_gc_high_threshold.map(|p| format!("--image-gc-high-threshold={p}"));
-        let low = self.image_gc_low_threshold.map(|p| format!("--image-gc-low-threshold={p}"));
-        let age = self.minimum_image_ttl_duration.map(|s| format!("--minimum-image-ttl-duration={s}s"));
-        let hosts =
-            self.hosts_dir.iter().flat_map(|dir| ["--hosts-dir".into(), dir.clone().into_os_string()]);
-        high.into_iter().chain(low).chain(age).map(Into::into).chain(hosts)
-    }
-}
-
-/// How soon the pods of a silent replica are replaced, and how long certificates are good. The names are those of
-/// kube-controller-manager and kube-apiserver.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TimeArgs {
-    /// Time without a lease after which a replica counts as lost, such as 40s [default: 40s].
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    pub(crate) node_monitor_grace_period: Option<u64>,
-    /// How long pods stay on a replica that is not ready, where they do not say it themselves [default: 300].
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) default_not_ready_toleration_seconds: Option<u32>,
-    /// How long pods stay on a replica that is lost, where they do not say it themselves [default: 300].
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) default_unreachable_toleration_seconds: Option<u32>,
-    /// How long the certificates are good that replicas and the primary renew by themselves [default: 8760h].
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    #[serde(default)]
-    pub(crate) cluster_signing_duration: Option<u64>,
-}
-
-impl TimeArgs {
-    pub(crate) fn lease(&self) -> Duration {
-        self.node_monitor_grace_period
-            .map_or(pith_controllers::Options::default().lease_grace, Duration::from_secs)
-    }
-
-    pub(crate) fn certificate_lifetime(&self) -> Duration {
-        self.cluster_signing_duration.map_or(CLIENT_LIFETIME, Duration::from_secs)
-    }
-
-    pub(crate) fn tolerations(&self) -> Tolerations {
-        let Tolerations { not_ready_s, unreachable_s } = Tolerations::default();
-        Tolerations {
-            not_ready_s: self.default_not_ready_toleration_seconds.unwrap_or(not_ready_s),
-            unreachable_s: self.default_unreachable_toleration_seconds.unwrap_or(unreachable_s),
-        }
-    }
-
-    /// What is given here, and else what was given before.
-    pub(crate) fn or(&self, before: &Self) -> Self {
-        Self {
-            node_monitor_grace_period: self.node_monitor_grace_period.or(before.node_monitor_grace_period),
-            default_not_ready_toleration_seconds: self
-                .default_not_ready_toleration_seconds
-                .or(before.default_not_ready_toleration_seconds),
-            default_unreachable_toleration_seconds: self
-                .default_unreachable_toleration_seconds
-                .or(before.default_unreachable_toleration_seconds),
-            cluster_signing_duration: self.cluster_signing_duration.or(before.cluster_signing_duration),
-        }
-    }
-
-    /// As arguments of another process.
-    pub(crate) fn flags(&self) -> impl Iterator<Item = String> {
-        let period = self.node_monitor_grace_period.map(|s| format!("--node-monitor-grace-period={s}s"));
-        let toleration = |name: &str, seconds: Option<u32>| {
-            seconds.map(|s| format!("--default-{name}-toleration-seconds={s}"))
-        };
-        let not_ready = toleration("not-ready", self.default_not_ready_toleration_seconds);
-        let unreachable = toleration("unreachable", self.default_unreachable_toleration_seconds);
-        let signing = self.cluster_signing_duration.map(|s| format!("--cluster-signing-duration={s}s"));
-        period.into_iter().chain(not_ready).chain(unreachable).chain(signing)
-    }
-}
-
-/// A time as Kubernetes' flags take it: `40s`, `2m`, `1h`.
-fn seconds(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return Err("a time is a number and a unit: 40s, 2m, 1h".into()),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("{number:?} is not a whole number"))?;
-    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| "out of range".into())
-}
-
-/// Another process may be started elsewhere.
-fn absolute(text: &str) -> Result<PathBuf, String> {
-    std::path::absolute(text).map_err(|error| error.to_string())
 }
 
 fn network(text: &str) -> Result<Ipv4Net, String> {
@@ -496,8 +360,8 @@ pub(crate) enum ImageCommand {
     /// Remove images that no container uses, and what no image uses.
     Gc {
         /// Spare images that were used or came within this time: a pod that wants one may be on its way.
-        #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "2m")]
-        min_age: u64,
+        #[arg(long, value_name = "TIME", default_value = "2m")]
+        min_age: Time,
         /// Only if the disk is that full, and only until it is 5 percent less so.
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
         above: Option<u8>,
@@ -508,78 +372,4 @@ pub(crate) enum ImageCommand {
 pub(crate) struct DoctorArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_table() {
-        let cases = [
-            ("40s", Some(40)),
-            ("2m", Some(120)),
-            ("1h", Some(3600)),
-            ("40", None),
-            ("", None),
-            ("0s", None),
-        ];
-        for (text, expect) in cases {
-            assert_eq!(seconds(text).ok(), expect, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn image_thresholds_table() {
-        let policy = |high, low| {
-            let args = ReplicaImageArgs {
-                image_gc_high_threshold: high,
-                image_gc_low_threshold: low,
-                ..ReplicaImageArgs::default()
-            };
-            match args.policy() {
-                Ok(Policy::Thresholds { high_percent, low_percent, .. }) => Some((high_percent, low_percent)),
-                _ => None,
-            }
-        };
-        for (high, low, expect) in [
-            (None, None, Some((85, 80))),
-            (Some(90), None, Some((90, 80))),
-            (Some(50), None, Some((50, 50))),
-            (None, Some(95), Some((95, 95))),
-            (Some(70), Some(60), Some((70, 60))),
-            (Some(60), Some(70), None),
-        ] {
-            assert_eq!(policy(high, low), expect, "{high:?} {low:?}");
-        }
-    }
-
-    #[test]
-    fn image_flags_reach_the_replica() {
-        let given = ["--image-gc-high-threshold=9", "--minimum-image-ttl-duration=60s", "--hosts-dir", "/d"];
-        let Ok(Cli { command: Command::Up(up), .. }) =
-            Cli::try_parse_from(["pith", "up"].iter().chain(&given))
-        else {
-            panic!("{given:?} are flags of up")
-        };
-        let flags: Vec<_> = up.images.or(&ReplicaImageArgs::default()).flags().collect();
-        assert_eq!(flags, given.map(std::ffi::OsString::from));
-    }
-
-    #[test]
-    fn times_reach_the_primary_and_are_kept() {
-        let up = |flags: &[&str]| match Cli::try_parse_from(["pith", "up"].iter().chain(flags)) {
-            Ok(Cli { command: Command::Up(args), .. }) => args.times,
-            _ => panic!("{flags:?} are flags of up"),
-        };
-        let first = up(&["--node-monitor-grace-period=1m", "--default-not-ready-toleration-seconds=5"]);
-        let second = up(&["--node-monitor-grace-period=9s"]).or(&first);
-        assert_eq!(second.lease(), Duration::from_secs(9));
-        let flags: Vec<String> = second.flags().collect();
-        assert_eq!(flags, ["--node-monitor-grace-period=9s", "--default-not-ready-toleration-seconds=5"]);
-        let primary =
-            Cli::try_parse_from(["pith", "primary"].into_iter().chain(flags.iter().map(String::as_str)));
-        assert!(matches!(primary, Ok(Cli { command: Command::Primary(args), .. }) if args.times == second));
-        assert_eq!(TimeArgs::default().lease(), Duration::from_secs(40));
-    }
 }

@@ -20,8 +20,7 @@ use pith_network::names::ClusterName;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ClusterArgs, DEFAULT_DIR, ReplicaImageArgs, TimeArgs};
-use crate::roles::proxying::LimitArgs;
+use crate::cli::{ClusterArgs, DEFAULT_DIR, LimitArgs, ReplicaImageArgs, TimeArgs};
 
 pub(crate) mod down;
 pub(crate) mod process;

@@ -20,7 +20,7 @@ use rustix::mount::{MountFlags, mount};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::cli::UpArgs;
+use crate::cli::{Kept, UpArgs};
 use crate::cluster::process::write_atomically;
 use crate::cluster::{BPF_DIR, Cluster, Settings, down, outside_by_default, replica_name, status};
 use crate::doctor;

@@ -111,13 +111,12 @@ fn act(args: &ImageArgs, dir: &Path, reporter: Reporter) -> Result<Outcome> {
         ImageCommand::Ls => Outcome::Images(store.list()?),
         ImageCommand::Rm { reference } => Outcome::Removed(store.remove(reference)?),
         ImageCommand::Gc { min_age, above } => {
-            Outcome::Removed(store.gc(&BTreeSet::new(), policy(*min_age, *above))?)
+            Outcome::Removed(store.gc(&BTreeSet::new(), policy(min_age.duration(), *above))?)
         }
     })
 }
 
-fn policy(min_age_s: u64, above_percent: Option<u8>) -> Policy {
-    let min_age = Duration::from_secs(min_age_s);
+fn policy(min_age: Duration, above_percent: Option<u8>) -> Policy {
     match above_percent {
         None => Policy::Unused { min_age },
         Some(high_percent) => {
@@ -197,7 +196,7 @@ impl Outcome {
                 println!("{} freed", HumanBytes(removed.bytes));
                 if removed.short_of > 0 {
                     println!(
-                        "{} too few: the other images are in use or too young",
+                        "{} too few: the other images are in use, too young, or came by a file",
                         HumanBytes(removed.short_of)
                     );
                 }
