@@ -75,7 +75,7 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
     let mut random = StdRng::seed_from_u64(SEED);
     for (place, kind) in (0_u32..).zip(&mut kinds) {
         let mut values = Values::default();
-        for round in 0..plan.rounds {
+        for _ in 0..plan.rounds {
             interrupt::check()?;
             kind.packets.shuffle(&mut random);
             let at_once = at_once(&pith, kind.hook)?;
@@ -90,10 +90,8 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
             values.add(WARM.id, Contender::AtOnce, Some(at_once));
             values.add(WARM.id, Contender::Pith, Some(measure(&pith, kind, same)?));
             values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, kind.packets.iter())?));
-            if round + 1 == plan.rounds {
-                progress::step(&format!("packets: {}", kind.name));
-            }
         }
+        progress::step(&format!("packets: {}", kind.name));
         for subject in [&WARM, &COLD] {
             figures.add(subject, values.points(subject.id, f64::from(place)));
         }
