@@ -94,19 +94,13 @@ impl Netns {
     pub fn remove(name: &str) -> Result<(), NetnsError> {
         let failed = |what| move |source| NetnsError { name: name.to_owned(), what, source };
         let path = path(name);
-        loop {
-            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                // `ip netns add` may have bound the folder onto itself: then there are two.
-                Ok(()) => {}
-                Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(errno) => return Err(failed("unmount")(errno.into())),
-            }
-        }
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(failed("remove its file")(source)),
-        }
+        let gone = match unmount_and_unlink(&path) {
+            // `ip netns add` binds the folder onto itself when it is the first to need it there: what was mounted
+            // before lies below, where no path leads any more.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => unlink_apart(&path),
+            other => other,
+        };
+        gone.map_err(failed("unmount it and remove its file"))?;
         remove_folder_if_ours();
         Ok(())
     }
@@ -204,6 +198,40 @@ impl Drop for Lock {
 
 fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
+}
+
+/// Nothing there is fine.
+fn unmount_and_unlink(path: &Path) -> io::Result<()> {
+    unmount_all(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Every mount that `path` leads to.
+fn unmount_all(path: &Path) -> io::Result<()> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Removes a file with mounts on it that something else covers: from a mount namespace in which nothing does. A file
+/// that is no mount point where it is removed takes its mounts in all other namespaces along.
+fn unlink_apart(path: &Path) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+            unmount_all(Path::new(FOLDER))?;
+            unmount_and_unlink(path)
+        });
+        thread.join().expect("the thread only makes system calls")
+    })
 }
 
 /// NSFS_MAGIC, include/uapi/linux/magic.h.

@@ -47,6 +47,23 @@ fn replicas_and_host_reach_each_other_and_nothing_stays() {
     });
 }
 
+/// The first `ip netns add` of a machine binds /run/netns onto itself, over all that is mounted in it.
+#[test]
+fn namespaces_that_ip_has_covered_go_too() {
+    sandbox("namespaces_that_ip_has_covered_go_too", || {
+        let config = config("covered", 2);
+        let made = topology::ensure(&config).expect("made");
+        ip("netns add other");
+        assert_eq!(
+            talk(made.replicas[0].netns.as_fd(), made.replicas[0].address, own_netns().as_fd()),
+            made.addressing.host()
+        );
+        topology::remove(&config.cluster).expect("removed");
+        assert_eq!(Netns::names(), ["other"]);
+        ip("netns del other");
+    });
+}
+
 #[test]
 fn a_second_call_finds_and_repairs() {
     sandbox("a_second_call_finds_and_repairs", || {
