@@ -278,8 +278,11 @@ pub(crate) struct ReplicaArgs {
 #[derive(Args)]
 pub(crate) struct ProxyArgs {
     /// Credentials for the Kubernetes API.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "cleanup")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Take away what a proxy left in the kernel, which answers for Services as they were when it ended, and no more.
+    #[arg(long)]
+    pub(crate) cleanup: bool,
     /// This node's name in that cluster [default: the host's name].
     #[arg(long)]
     pub(crate) node_name: Option<String>,

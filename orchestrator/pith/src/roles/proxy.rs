@@ -1,6 +1,7 @@
 //! `pith proxy`: only the eBPF kube-proxy, on a node of any Kubernetes cluster.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use pith_cgroup::Hierarchy;
@@ -13,14 +14,19 @@ use crate::machine::{hostname, require_root};
 
 pub(crate) fn run(args: ProxyArgs) -> Result<()> {
     require_root("proxy")?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-    runtime.block_on(serve(args))
+    match args.kubeconfig.clone() {
+        Some(kubeconfig) if !args.cleanup => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start tokio")?
+            .block_on(serve(args, &kubeconfig)),
+        _ => Ok(Datapath::remove(&args.bpf_dir)?),
+    }
 }
 
-async fn serve(args: ProxyArgs) -> Result<()> {
+async fn serve(args: ProxyArgs, kubeconfig: &Path) -> Result<()> {
     let tasks = Tasks::new(cancelled_by_signals()?);
-    let client = client_from(&args.kubeconfig).await?;
+    let client = client_from(kubeconfig).await?;
     let node = args.node_name.map_or_else(hostname, Ok)?;
     let uplink = args.uplink.map_or_else(uplink::of_default_route, Ok)?;
     let address = uplink::first_address(&uplink)?;

@@ -2,6 +2,8 @@
 //! balancers' addresses from the cluster's pool, their sources and health checks, ports of the host, and
 //! connections that stay near.
 
+mod alone;
+
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,8 +12,8 @@ use std::time::Duration;
 use pith_tests::{Cluster, Kubectl, until};
 use serde_json::{Value, json};
 
-const WEB: &str = include_str!("manifests/six.yaml");
-const CLIENT: &str = include_str!("manifests/client.yaml");
+const WEB: &str = include_str!("../manifests/six.yaml");
+const CLIENT: &str = include_str!("../manifests/client.yaml");
 /// How long an object may take to show in the programs of every replica.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -83,6 +85,7 @@ fn load_balancers_have_addresses_that_answer() {
     host_ports(&kubectl);
     seen_inside(&cluster, &kubectl);
     metrics(&kubectl);
+    alone::serves_and_is_taken_away(&cluster, &kubectl);
     nearest_first(&kubectl);
 
     kubectl.run(&["patch", "service", "first", "--patch", r#"{"spec":{"type":"ClusterIP"}}"#]);
