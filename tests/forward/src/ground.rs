@@ -155,6 +155,24 @@ impl Ground {
     }
 }
 
+impl Ground {
+    /// Does something; how many packets went to the backends meanwhile.
+    pub(crate) fn count_delivered<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+        let count = || self.node.run(|| sent_at(BACKEND_LINK));
+        let before = count()?;
+        let done = work()?;
+        Ok((done, count()? - before))
+    }
+}
+
+/// Packets that an interface of the calling thread's network namespace has sent.
+fn sent_at(interface: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev").context("read /proc/thread-self/net/dev")?;
+    let numbers = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
+    let sent = numbers.and_then(|numbers| numbers.split_whitespace().nth(9)?.parse().ok());
+    sent.with_context(|| format!("{interface} is not among the interfaces"))
+}
+
 /// So many short connections are made to one address that the usual range would run dry.
 fn roomy_ports() -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65000").context("widen the range of ports")

@@ -169,7 +169,7 @@ pub(crate) fn at(addresses: &[Ipv4Addr], port: u16) -> Vec<SocketAddrV4> {
     addresses.iter().map(|address| SocketAddrV4::new(*address, port)).collect()
 }
 
-fn connect(target: SocketAddrV4) -> Result<TcpStream> {
+pub(crate) fn connect(target: SocketAddrV4) -> Result<TcpStream> {
     let stream = TcpStream::connect(target).with_context(|| format!("connect to {target}"))?;
     stream.set_nodelay(true).context("TCP_NODELAY")?;
     stream.set_read_timeout(Some(DEADLINE)).context("a deadline")?;

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 mod cluster;
 mod contender;
+mod frames;
 mod ground;
 mod html;
 mod interrupt;

@@ -23,7 +23,7 @@ use crate::ground::Namespace;
 use crate::pin;
 
 /// Connections served at one time.
-const THREADS: usize = 4;
+pub(crate) const THREADS: usize = 4;
 
 pub(crate) const ECHO: u8 = b'E';
 pub(crate) const CLOSE: u8 = b'C';

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::cluster::{Service, services};
 use crate::contender::{Contender, Contestant};
@@ -13,7 +13,7 @@ use crate::report::{Better, Figure};
 use crate::rounds::{Figures, Subject, Values, order};
 use crate::statistics::percentile;
 use crate::tools::Ended;
-use crate::{interrupt, progress};
+use crate::{frames, interrupt, progress};
 
 /// Services that clients connect to in turn, spread over all of them.
 const TARGETS: usize = 16;
@@ -38,7 +38,7 @@ const ROUND_TRIP: &str = "One byte there and back over a connection that stands.
 const SHORT: &str = "connect, one byte there, one byte back, close; one after the other.";
 const REQUEST: &str = "connect, a short HTTP request, its answer, close; one after the other.";
 
-const SUBJECTS: [Subject; 14] = [
+const SUBJECTS: [Subject; 15] = [
     subject("connect-p50", "First packet of a connection, p50", "µs", Better::Lower, CONNECT),
     subject("connect-p99", "First packet of a connection, p99", "µs", Better::Lower, CONNECT),
     subject(
@@ -74,6 +74,14 @@ const SUBJECTS: [Subject; 14] = [
         "Gbit/s",
         Better::Higher,
         "One TCP stream, Nagle off: every write may leave as a packet of its own.",
+    ),
+    subject(
+        "packets",
+        "Packets a second over connections that stand",
+        "/s",
+        Better::Higher,
+        "Frames of four connections, sent by a packet socket from one processor, which also forwards them and has the \
+         backend receive them. Every one is counted at the backend's link.",
     ),
     subject(
         "cpu-short",
@@ -152,10 +160,18 @@ fn rounds(side: Side, plan: &Plan, all: &[Service], contestants: &[Contestant]) 
                 Side::Outside => (contestant.outside_places(), &contestant.outside),
             };
             let (targets, operations) = (load::at(&addresses, port), plan.operations);
+            let places = targets.clone();
             let samples = worker.run(move || Samples::take(&targets, operations))?;
+            let (sent, delivered) = contestant
+                .ground
+                .count_delivered(|| worker.run(move || frames::repeat(&places, ROUND_TIME / 8)))?;
+            if delivered < sent.packets {
+                bail!("{}: only {delivered} of {} packets came", contestant.contender.label(), sent.packets);
+            }
             // The first round warms neighbours, caches and the servers up.
             if round > 0 {
                 samples.note(contestant.contender, &mut values);
+                values.add("packets", contestant.contender, Some(sent.rate()));
             }
         }
         progress::rounds(&format!("{}: {} Services", side.name(), all.len()), round, plan.rounds);
