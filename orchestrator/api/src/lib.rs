@@ -42,6 +42,7 @@ pub use codec::FieldValidation;
 pub use field::FieldError;
 pub use kind::{Kind, STORED_VERBS, Subresource, SubresourceKind, api_version};
 pub use kinds::{find, find_kind, kinds};
+pub use service::families::{Family, Settled, settle as settle_families};
 pub use status::{ApiError, Reason, Subject};
 
 /// Decodes standard base64, as Go's encoding/json does for `[]byte`.

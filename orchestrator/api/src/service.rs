@@ -1,6 +1,8 @@
 //! Services. Addresses and node ports are allocated by the server, which then fills in what it chose; this
 //! module knows which of them a Service needs, and what may not change.
 
+pub(crate) mod families;
+
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
@@ -94,24 +96,7 @@ fn default(service: &mut Value) {
 
 fn prepare_create(service: &mut Value) {
     service["status"] = json!({"loadBalancer": {}});
-    mirror_addresses(service);
-}
-
-/// `clusterIPs` and `ipFamilies` say the same as `clusterIP`: one family, IPv4 unless an address says otherwise.
-fn mirror_addresses(service: &mut Value) {
-    if !has_cluster_ip(service) {
-        return;
-    }
-    let spec = child(service, "spec");
-    let address = text(&spec["clusterIP"]).to_owned();
-    if !address.is_empty() {
-        set_default(spec, "clusterIPs", json!([address]));
-    } else if let Some(first) = list(&spec["clusterIPs"]).first().cloned() {
-        spec["clusterIP"] = first;
-    }
-    let family = if text(&spec["clusterIP"]).contains(':') { "IPv6" } else { "IPv4" };
-    set_default(spec, "ipFamilies", json!([family]));
-    set_default(spec, "ipFamilyPolicy", "SingleStack");
+    families::normalise(service, None);
 }
 
 fn prepare_update(new: &mut Value, old: &Value, door: Subresource) {
@@ -119,18 +104,7 @@ fn prepare_update(new: &mut Value, old: &Value, door: Subresource) {
         return;
     }
     drop_type_dependent(new, old);
-    // Clients that do not send what was allocated mean to keep it.
-    if has_cluster_ip(new) && has_cluster_ip(old) {
-        let spec = child(new, "spec");
-        if text(&spec["clusterIP"]).is_empty() {
-            set_default(spec, "clusterIP", old["spec"]["clusterIP"].clone());
-        }
-        if spec["clusterIP"] == old["spec"]["clusterIP"] {
-            for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                set_default(spec, field, old["spec"][field].clone());
-            }
-        }
-    }
+    families::normalise(new, Some(old));
     if needs_node_ports(new) && needs_node_ports(old) {
         let before = list(&old["spec"]["ports"]);
         for port in list_mut(child(new, "spec"), "ports") {
@@ -143,7 +117,6 @@ fn prepare_update(new: &mut Value, old: &Value, door: Subresource) {
     if needs_health_check_port(new) && needs_health_check_port(old) {
         set_default(child(new, "spec"), "healthCheckNodePort", old["spec"]["healthCheckNodePort"].clone());
     }
-    mirror_addresses(new);
 }
 
 /// When the type changes, what belonged to the old one and was not changed by the client goes.
@@ -192,12 +165,7 @@ fn validate(service: &Value, errors: &mut Vec<FieldError>) {
         }
         "ExternalName" => {
             let target = text(&spec["externalName"]);
-            if !text(&spec["clusterIP"]).is_empty() {
-                errors.push(FieldError::forbidden(
-                    path.child("clusterIPs"),
-                    "may not be set for ExternalName services",
-                ));
-            }
+            families::validate_absent(spec, &path, errors);
             if target.is_empty() {
                 errors.push(FieldError::required(path.child("externalName"), ""));
             } else {
@@ -216,6 +184,9 @@ fn validate(service: &Value, errors: &mut Vec<FieldError>) {
     crate::meta::validate_labels(&spec["selector"], &path.child("selector"), errors);
     one_of(&spec["sessionAffinity"], &["ClientIP", "None"], &path.child("sessionAffinity"), errors);
     affinity(spec, &path, errors);
+    if kind != "ExternalName" {
+        families::validate(spec, errors);
+    }
     addresses(spec, &path, errors);
     policies(service, &path, errors);
 }
@@ -267,34 +238,6 @@ fn ports(service: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 fn addresses(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    const MAX_FAMILIES: usize = 2;
-    let all = list(&spec["clusterIPs"]);
-    let place = path.child("clusterIPs");
-    if all.len() > MAX_FAMILIES {
-        errors.push(FieldError::invalid(place, &spec["clusterIPs"], "may only hold up to 2 values"));
-    }
-    if let Some(first) = all.first()
-        && spec["clusterIP"] != *first
-    {
-        errors.push(FieldError::invalid(place, &spec["clusterIPs"], "first value must match `clusterIP`"));
-    }
-    for (i, address) in all.iter().enumerate() {
-        if address != "None" {
-            ip(address, &place.index(i), errors);
-        }
-    }
-    if all.is_empty() && !text(&spec["clusterIP"]).is_empty() && spec["clusterIP"] != "None" {
-        ip(&spec["clusterIP"], &path.child("clusterIP"), errors);
-    }
-    for (i, family) in list(&spec["ipFamilies"]).iter().enumerate() {
-        maybe_one_of(family, &["IPv4", "IPv6"], &path.child("ipFamilies").index(i), errors);
-    }
-    maybe_one_of(
-        &spec["ipFamilyPolicy"],
-        &["PreferDualStack", "RequireDualStack", "SingleStack"],
-        &path.child("ipFamilyPolicy"),
-        errors,
-    );
     for (i, address) in list(&spec["externalIPs"]).iter().enumerate() {
         let place = path.child("externalIPs");
         let before = errors.len();
@@ -379,20 +322,7 @@ fn validate_update(new: &Value, old: &Value, door: Subresource, errors: &mut Vec
         return;
     }
     validate(new, errors);
-    // An address is for life, unless the Service stops or starts having one.
-    let before = list(&old["spec"]["clusterIPs"]);
-    if has_cluster_ip(new) && has_cluster_ip(old) && !before.is_empty() {
-        let now = list(&new["spec"]["clusterIPs"]);
-        if now.first() != before.first() {
-            let path = Path::new("spec");
-            let place = path.child("clusterIPs");
-            errors.push(FieldError::invalid(
-                place.index(0),
-                &new["spec"]["clusterIPs"],
-                "may not change once set",
-            ));
-        }
-    }
+    families::validate_change(new, old, errors);
 }
 
 const COLUMNS: &[Column] = &[
@@ -475,7 +405,6 @@ mod tests {
                 "spec": {
                     "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "selector": {"a": "b"},
                     "sessionAffinity": "None", "type": "ClusterIP", "internalTrafficPolicy": "Cluster",
-                    "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
                 },
                 "status": {"loadBalancer": {}},
             })

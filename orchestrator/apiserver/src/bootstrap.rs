@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    admission::services::ServiceCidr,
+    admission::service_ranges::ServiceCidrs,
     objects::{Objects, Stored, failed},
     pki::token::BootstrapToken,
     state::State,
@@ -28,7 +28,7 @@ fn discovery_slices() -> &'static Kind {
 }
 
 /// Makes again what somebody deleted, until the server stops.
-pub(crate) async fn keep(state: Arc<State>, cidr: ServiceCidr) -> std::io::Result<()> {
+pub(crate) async fn keep(state: Arc<State>, cidr: ServiceCidrs) -> std::io::Result<()> {
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -47,7 +47,7 @@ pub(crate) async fn keep(state: Arc<State>, cidr: ServiceCidr) -> std::io::Resul
 /// Makes what is missing, and at the start brings the Service `kubernetes` up to where the server is now.
 pub(crate) async fn objects(
     objects: &Objects,
-    cidr: &ServiceCidr,
+    cidr: &ServiceCidrs,
     advertise: SocketAddr,
     existing: Existing,
 ) -> Result<(), ApiError> {
@@ -60,7 +60,7 @@ pub(crate) async fn objects(
         });
         make(objects, core("namespaces"), namespace, Existing::Kept).await?;
     }
-    let address = cidr.first().to_string();
+    let address = cidr.primary().first().to_string();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
         "kind": "Service", "apiVersion": "v1",
@@ -68,7 +68,7 @@ pub(crate) async fn objects(
         "spec": {
             "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.port()}],
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ipFamilies": [cidr.primary().family().name()], "ipFamilyPolicy": "SingleStack",
             "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
         },
         "status": {"loadBalancer": {}},

@@ -42,7 +42,7 @@ mod verbs;
 pub use self::{
     admission::{
         Tolerations,
-        services::{NoCidr, ServiceCidr},
+        service_ranges::{NoCidr, ServiceCidr, ServiceCidrs},
     },
     authz::{Attributes, Authorizer, BuiltinRules},
     identity::Identity,

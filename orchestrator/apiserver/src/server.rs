@@ -30,10 +30,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admission::{
-        Tolerations,
-        services::{Allocations, ServiceCidr},
-    },
+    admission::{Tolerations, service_ranges::ServiceCidrs, services::Allocations},
     authn::Proof,
     authz::BuiltinRules,
     bootstrap::{self, Existing},
@@ -69,7 +66,7 @@ pub struct Config {
     /// Further addresses and names of this server, for its certificate.
     pub further_addresses: Vec<IpAddr>,
     pub further_names: Vec<String>,
-    pub service_cidr: ServiceCidr,
+    pub service_cidr: ServiceCidrs,
     /// How long the certificates are good that processes renew by themselves: the primary's own, and those of nodes.
     pub certificate_lifetime: Duration,
     /// What pods are given that do not say how long they stay on a node in trouble.
@@ -93,7 +90,7 @@ pub struct Server {
     state: Arc<State>,
     tls: Arc<ServerConfig>,
     cluster_name: String,
-    service_cidr: ServiceCidr,
+    service_cidr: ServiceCidrs,
 }
 
 impl fmt::Debug for Server {
@@ -110,7 +107,7 @@ impl Server {
             IpAddr::from([127, 0, 0, 1]),
             IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
             config.advertise.ip(),
-            config.service_cidr.first().into(),
+            config.service_cidr.primary().first(),
         ];
         addresses.extend(&config.further_addresses);
         addresses.sort();

@@ -203,8 +203,8 @@ pub(crate) struct PrimaryArgs {
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub(crate) pod_cidr: Cidr,
     /// The addresses of Services.
-    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
-    pub(crate) service_cidr: ServiceCidr,
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = services)]
+    pub(crate) service_cidr: Ipv4Net,
     /// The pool of addresses for Services of type LoadBalancer. The network in front of the nodes must lead
     /// there, or be the nodes' own: then one of them answers for each. Without it nobody gives addresses.
     #[arg(long, value_name = "CIDR")]

@@ -5,6 +5,7 @@ mod nodes;
 mod pods;
 mod requests;
 mod service_accounts;
+pub(crate) mod service_ranges;
 pub(crate) mod services;
 
 use pith_api::{ApiError, Kind, Subresource};

@@ -10,91 +10,31 @@
 
 use std::{
     collections::HashMap,
-    fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::RangeInclusive,
-    str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use pith_api::{ApiError, FieldError, meta};
+use pith_api::{ApiError, Family, FieldError, Settled, meta, settle_families};
 use rand::Rng;
 use serde_json::{Value, json};
 
+use super::service_ranges::{ServiceCidr, ServiceCidrs};
 use crate::verbs::Call;
 
 /// `--service-node-port-range`'s default.
 pub(crate) const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Where the addresses of Services come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServiceCidr {
-    base: Ipv4Addr,
-    prefix: u8,
-}
-
-/// A text that is no usable range of addresses.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an IPv4 range like 10.96.0.0/16 with a prefix of 8 to 28 bits")]
-pub struct NoCidr(String);
-
-impl FromStr for ServiceCidr {
-    type Err = NoCidr;
-
-    fn from_str(text: &str) -> Result<Self, NoCidr> {
-        let parsed = text.split_once('/').and_then(|(base, prefix)| {
-            let base: Ipv4Addr = base.parse().ok()?;
-            let prefix: u8 = prefix.parse().ok().filter(|prefix| (8..=28).contains(prefix))?;
-            let mask = u32::MAX << (32 - prefix);
-            Some(Self { base: Ipv4Addr::from(u32::from(base) & mask), prefix })
-        });
-        parsed.ok_or_else(|| NoCidr(text.to_owned()))
-    }
-}
-
-impl fmt::Display for ServiceCidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix)
-    }
-}
-
-impl ServiceCidr {
-    /// The address of the Service `kubernetes`.
-    pub fn first(&self) -> Ipv4Addr {
-        self.nth(1)
-    }
-
-    fn nth(&self, index: u32) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.base) + index)
-    }
-
-    /// Addresses, without the network's own and the broadcast address.
-    fn usable(&self) -> u32 {
-        (1 << (32 - self.prefix)) - 2
-    }
-
-    fn contains(&self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(u32::from(self.base));
-        (1..=self.usable()).contains(&offset)
-    }
-
-    /// The part that is given out by preference; the lower part stays for those who choose an address
-    /// themselves (KEP-3070): min(max(16, size / 16), 256) addresses.
-    fn dynamic_from(&self) -> u32 {
-        (self.usable() / 16).clamp(16, 256).min(self.usable() / 2)
-    }
-}
-
 /// Which Service holds what.
 #[derive(Debug)]
 pub(crate) struct Allocations {
-    cidr: ServiceCidr,
+    ranges: ServiceCidrs,
     taken: Arc<Mutex<Taken>>,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
-    addresses: HashMap<Ipv4Addr, Owner>,
+    addresses: HashMap<IpAddr, Owner>,
     ports: HashMap<u16, Owner>,
 }
 
@@ -106,10 +46,12 @@ type Owner = String;
 pub(crate) struct Reserved {
     taken: Arc<Mutex<Taken>>,
     owner: Owner,
-    addresses: Vec<Ipv4Addr>,
+    /// What the Service has already, also where that is in no range any more.
+    had: Vec<IpAddr>,
+    addresses: Vec<IpAddr>,
     ports: Vec<u16>,
     /// What the Service no longer needs once the write happened.
-    dropped_addresses: Vec<Ipv4Addr>,
+    dropped_addresses: Vec<IpAddr>,
     dropped_ports: Vec<u16>,
     kept: bool,
 }
@@ -120,7 +62,7 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 }
 
 impl Taken {
-    fn free(&mut self, owner: &Owner, addresses: &[Ipv4Addr], ports: &[u16]) {
+    fn free(&mut self, owner: &Owner, addresses: &[IpAddr], ports: &[u16]) {
         for address in addresses {
             if self.addresses.get(address) == Some(owner) {
                 self.addresses.remove(address);
@@ -149,12 +91,16 @@ impl Drop for Reserved {
     }
 }
 
+fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// The addresses and node ports that a Service's object names.
-fn held(service: &Value) -> (Vec<Ipv4Addr>, Vec<u16>) {
+fn held(service: &Value) -> (Vec<IpAddr>, Vec<u16>) {
     let spec = &service["spec"];
     let addresses =
         std::iter::once(&spec["clusterIP"]).chain(spec["clusterIPs"].as_array().into_iter().flatten());
-    let mut addresses: Vec<Ipv4Addr> =
+    let mut addresses: Vec<IpAddr> =
         addresses.filter_map(|address| address.as_str().and_then(|text| text.parse().ok())).collect();
     addresses.dedup();
     let ports = spec["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
@@ -183,15 +129,15 @@ fn has_health_port(service: &Value) -> bool {
 impl Allocations {
     /// What the stored Services hold. One that is outside the range or taken twice is reported and left alone:
     /// its traffic may still work, and only its owner can decide.
-    pub(crate) fn rebuild<'a>(cidr: ServiceCidr, services: impl Iterator<Item = &'a Value>) -> Self {
+    pub(crate) fn rebuild<'a>(ranges: ServiceCidrs, services: impl Iterator<Item = &'a Value>) -> Self {
         let mut taken = Taken::default();
         for service in services {
             let owner = meta::text(service, "uid").to_owned();
             let name = format!("{}/{}", meta::text(service, "namespace"), meta::name(service));
             let (addresses, ports) = held(service);
             for address in addresses {
-                if !cidr.contains(address) {
-                    tracing::warn!(service = %name, %address, range = %cidr, "cluster address outside the range");
+                if !ranges.contain(address) {
+                    tracing::warn!(service = %name, %address, range = %ranges, "cluster address outside the range");
                 }
                 let other = taken.addresses.insert(address, owner.clone());
                 if other.is_some_and(|other| other != owner) {
@@ -205,20 +151,22 @@ impl Allocations {
                 }
             }
         }
-        Self { cidr, taken: Arc::new(Mutex::new(taken)) }
+        Self { ranges, taken: Arc::new(Mutex::new(taken)) }
     }
 
     /// A Service is gone. The address of `kubernetes` is not given back: that Service comes again.
     pub(crate) fn release(&self, service: &Value) {
         let (mut addresses, ports) = held(service);
-        addresses.retain(|address| *address != self.cidr.first());
+        addresses.retain(|address| *address != self.ranges.primary().first());
         lock(&self.taken).free(&meta::text(service, "uid").to_owned(), &addresses, &ports);
     }
 
-    fn reserving(&self, service: &Value) -> Reserved {
+    /// For a write to this Service, which has these addresses.
+    fn reserving(&self, service: &Value, had: Vec<IpAddr>) -> Reserved {
         Reserved {
             taken: self.taken.clone(),
             owner: meta::text(service, "uid").to_owned(),
+            had,
             addresses: Vec::new(),
             ports: Vec::new(),
             dropped_addresses: Vec::new(),
@@ -227,11 +175,23 @@ impl Allocations {
         }
     }
 
-    /// Gives a Service the addresses and ports that it needs and does not have.
-    fn assign(&self, service: &mut Value, reserved: &mut Reserved) -> Result<(), Vec<FieldError>> {
+    /// Gives a Service the families, addresses and ports that it needs and does not have; `old` is what a change
+    /// starts from.
+    fn assign(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        reserved: &mut Reserved,
+    ) -> Result<(), Vec<FieldError>> {
+        let families: Vec<Family> = self.ranges.iter().map(|range| range.family()).collect();
+        match settle_families(service, old, &families)? {
+            Settled::Done => {}
+            // Validation is about to refuse it.
+            Settled::Unsound => return Ok(()),
+        }
         let mut errors = Vec::new();
         if service_type(service) != "ExternalName" {
-            self.assign_address(service, reserved, &mut errors);
+            self.assign_addresses(service, reserved, &mut errors);
         }
         if has_node_ports(service) {
             self.assign_ports(service, reserved, &mut errors);
@@ -245,63 +205,59 @@ impl Allocations {
         }
     }
 
-    fn assign_address(&self, service: &mut Value, reserved: &mut Reserved, errors: &mut Vec<FieldError>) {
+    /// One address of each of the Service's families, in their order.
+    fn assign_addresses(&self, service: &mut Value, reserved: &mut Reserved, errors: &mut Vec<FieldError>) {
         let spec = &mut service["spec"];
-        let given = [&spec["clusterIP"], &spec["clusterIPs"][0]];
-        let given =
-            given.into_iter().filter_map(Value::as_str).find(|text| !text.is_empty()).map(str::to_owned);
-        let address = match given.as_deref() {
-            Some("None") => "None".to_owned(),
-            Some(text) => {
-                let refuse = |why: &str| {
-                    FieldError::invalid(
-                        "spec.clusterIPs",
-                        &json!([text]),
-                        &format!("failed to allocate IP {text}: {why}"),
-                    )
-                };
-                match text.parse::<Ipv4Addr>() {
-                    // What is no address is validation's to refuse.
-                    Err(_) => return,
-                    Ok(address) if !self.cidr.contains(address) => {
-                        errors.push(refuse(&format!(
-                            "the provided IP ({text}) is not in the valid range. The range of valid IPs is {}",
-                            self.cidr
-                        )));
-                        return;
-                    }
-                    Ok(address) => match self.take_address(address, reserved) {
-                        true => text.to_owned(),
-                        false => {
-                            errors.push(refuse("provided IP is already allocated"));
-                            return;
-                        }
-                    },
-                }
-            }
-            None => match self.any_address(reserved) {
-                Some(address) => address.to_string(),
-                None => {
-                    errors.push(FieldError::invalid(
-                        "spec.clusterIPs",
-                        &json!([]),
-                        "failed to allocate a serviceIP: range is full",
-                    ));
-                    return;
-                }
-            },
-        };
-        spec["clusterIP"] = address.as_str().into();
-        spec["clusterIPs"] = json!([address]);
-        if spec["ipFamilies"].is_null() {
-            spec["ipFamilies"] = json!(["IPv4"]);
+        let given: Vec<String> = texts(&spec["clusterIPs"]);
+        if given.first().is_some_and(|address| address == "None") {
+            return;
         }
-        if spec["ipFamilyPolicy"].is_null() {
-            spec["ipFamilyPolicy"] = "SingleStack".into();
+        let mut addresses = Vec::new();
+        for (i, family) in texts(&spec["ipFamilies"]).iter().enumerate() {
+            // A Service that prefers two families may still hold an address of a range that is gone.
+            let range = Family::from_name(family).and_then(|family| self.ranges.of(family));
+            match self.assign_address(range, given.get(i).map(String::as_str), reserved) {
+                Ok(address) => addresses.push(address),
+                Err(why) => errors.push(FieldError::invalid("spec.clusterIPs", &json!(given), &why)),
+            }
+        }
+        if let Some(first) = addresses.first() {
+            spec["clusterIP"] = first.as_str().into();
+            spec["clusterIPs"] = json!(addresses);
         }
     }
 
-    fn take_address(&self, address: Ipv4Addr, reserved: &mut Reserved) -> bool {
+    /// The given address, or any of the range; the error is upstream's detail.
+    fn assign_address(
+        &self,
+        range: Option<ServiceCidr>,
+        given: Option<&str>,
+        reserved: &mut Reserved,
+    ) -> Result<String, String> {
+        let Some(text) = given else {
+            let any = range.and_then(|range| self.any_address(range, reserved));
+            return any
+                .map(|address| address.to_string())
+                .ok_or_else(|| "failed to allocate a serviceIP: range is full".to_owned());
+        };
+        let refuse = |why: &str| format!("failed to allocate IP {text}: {why}");
+        let address: IpAddr = text.parse().map_err(|_| refuse("provided IP is not valid"))?;
+        if reserved.had.contains(&address) {
+            return Ok(text.to_owned());
+        }
+        if !range.is_some_and(|range| range.contains(address)) {
+            let ranges = range.map_or_else(|| self.ranges.to_string(), |range| range.to_string());
+            return Err(refuse(&format!(
+                "the provided IP ({text}) is not in the valid range. The range of valid IPs is {ranges}"
+            )));
+        }
+        match self.take_address(address, reserved) {
+            true => Ok(text.to_owned()),
+            false => Err(refuse("provided IP is already allocated")),
+        }
+    }
+
+    fn take_address(&self, address: IpAddr, reserved: &mut Reserved) -> bool {
         let mut taken = lock(&self.taken);
         match taken.addresses.get(&address) {
             Some(owner) => *owner == reserved.owner,
@@ -314,15 +270,15 @@ impl Allocations {
     }
 
     /// A free address, from a random place on, first of the upper part of the range.
-    fn any_address(&self, reserved: &mut Reserved) -> Option<Ipv4Addr> {
-        let (split, end) = (self.cidr.dynamic_from(), self.cidr.usable());
+    fn any_address(&self, range: ServiceCidr, reserved: &mut Reserved) -> Option<IpAddr> {
+        let (split, end) = (range.dynamic_from(), range.usable());
         let upper = split + 1..=end;
         let start = rand::rng().random_range(upper.clone());
         // The first address is the Service kubernetes's, also before that exists.
         let order = (start..=end).chain(split + 1..start).chain(2..=split);
         let mut taken = lock(&self.taken);
         let address =
-            order.map(|index| self.cidr.nth(index)).find(|address| !taken.addresses.contains_key(address))?;
+            order.map(|index| range.nth(index)).find(|address| !taken.addresses.contains_key(address))?;
         taken.addresses.insert(address, reserved.owner.clone());
         reserved.addresses.push(address);
         Some(address)
@@ -397,17 +353,17 @@ impl Allocations {
 
 pub(super) fn create(call: &Call, service: &mut Value) -> Result<Reserved, ApiError> {
     let allocations = &call.state.services;
-    let mut reserved = allocations.reserving(service);
-    let outcome = allocations.assign(service, &mut reserved);
+    let mut reserved = allocations.reserving(service, Vec::new());
+    let outcome = allocations.assign(service, None, &mut reserved);
     outcome.map_err(|errors| call.target.kind.invalid(meta::name(service), &errors))?;
     Ok(reserved)
 }
 
 pub(super) fn update(call: &Call, new: &mut Value, old: &Value) -> Result<Reserved, ApiError> {
     let allocations = &call.state.services;
-    let mut reserved = allocations.reserving(old);
+    let mut reserved = allocations.reserving(old, held(old).0);
     carry_over(new, old);
-    let outcome = allocations.assign(new, &mut reserved);
+    let outcome = allocations.assign(new, Some(old), &mut reserved);
     outcome.map_err(|errors| call.target.kind.invalid(meta::name(old), &errors))?;
     let ((old_addresses, old_ports), (addresses, ports)) = (held(old), held(new));
     reserved.dropped_addresses = old_addresses.into_iter().filter(|a| !addresses.contains(a)).collect();
@@ -415,32 +371,9 @@ pub(super) fn update(call: &Call, new: &mut Value, old: &Value) -> Result<Reserv
     Ok(reserved)
 }
 
-/// What the server gave and the client does not repeat stays (upstream: `patchAllocatedValues`), and what the
-/// new type has no use for goes.
+/// Node ports that the server gave and the client does not repeat stay (upstream: `patchAllocatedValues`), and
+/// those that the new type has no use for go.
 fn carry_over(new: &mut Value, old: &Value) {
-    let has_address = |service: &Value| service_type(service) != "ExternalName";
-    if has_address(new) && has_address(old) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            let absent = match &new["spec"][field] {
-                Value::Null => true,
-                Value::String(text) => text.is_empty(),
-                Value::Array(list) => list.is_empty(),
-                _ => false,
-            };
-            if absent && !old["spec"][field].is_null() {
-                new["spec"][field] = old["spec"][field].clone();
-            }
-        }
-    } else if !has_address(new)
-        && let Some(spec) = new["spec"].as_object_mut()
-    {
-        for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            spec.shift_remove(field);
-        }
-        if spec.get("clusterIP") == old["spec"].get("clusterIP") {
-            spec.shift_remove("clusterIP");
-        }
-    }
     let keeps_ports = has_node_ports(new);
     let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
@@ -470,17 +403,10 @@ mod tests {
     }
 
     fn assign(allocations: &Allocations, service: &mut Value) -> Result<Reserved, Vec<FieldError>> {
-        let mut reserved = allocations.reserving(service);
-        allocations.assign(service, &mut reserved).map(|()| reserved)
-    }
-
-    #[test]
-    fn ranges_are_read_or_refused() {
-        let cidr: ServiceCidr = "10.96.3.4/16".parse().expect("a range");
-        assert_eq!((cidr.to_string(), cidr.first().to_string()), ("10.96.0.0/16".into(), "10.96.0.1".into()));
-        for text in ["", "10.96.0.0", "10.96.0.0/33", "10.96.0.0/4", "fd00::/108", "x/16"] {
-            assert!(text.parse::<ServiceCidr>().is_err(), "{text}");
-        }
+        let kind = pith_api::find("", "v1", "services").expect("services");
+        kind.prepare_create(service);
+        let mut reserved = allocations.reserving(service, Vec::new());
+        allocations.assign(service, None, &mut reserved).map(|()| reserved)
     }
 
     #[test]
@@ -498,6 +424,49 @@ mod tests {
         assert!(assign(&allocations, &mut one_more).is_err());
         kept.pop();
         assert!(assign(&allocations, &mut one_more).is_ok(), "what a refused write reserved is free again");
+    }
+
+    #[test]
+    fn a_second_address_comes_and_goes_with_the_policy() {
+        let allocations = allocations("10.96.0.0/16,fd00:96::/112", &[]);
+        let families = |service: &Value| -> Vec<bool> {
+            let addresses = held(service).0;
+            assert!(addresses.iter().all(|address| allocations.ranges.contain(*address)), "{addresses:?}");
+            addresses.iter().map(IpAddr::is_ipv6).collect()
+        };
+        let change = |old: &Value, policy: &str| {
+            let mut new = old.clone();
+            new["spec"]["ipFamilyPolicy"] = policy.into();
+            let mut reserved = allocations.reserving(old, held(old).0);
+            allocations.assign(&mut new, Some(old), &mut reserved).expect("a change of policy");
+            reserved.dropped_addresses =
+                held(old).0.into_iter().filter(|address| !held(&new).0.contains(address)).collect();
+            reserved.keep();
+            new
+        };
+        let mut single = service("s", json!({"type": "ClusterIP"}));
+        assign(&allocations, &mut single).expect("an address").keep();
+        assert_eq!(families(&single), [false]);
+        let dual = change(&single, "PreferDualStack");
+        assert_eq!(families(&dual), [false, true]);
+        assert_eq!(dual["spec"]["clusterIP"], single["spec"]["clusterIP"]);
+        let back = change(&dual, "SingleStack");
+        assert_eq!(back["spec"]["clusterIPs"], single["spec"]["clusterIPs"]);
+
+        let second = dual["spec"]["clusterIPs"][1].clone();
+        let mut heir = service("heir", json!({"clusterIP": second}));
+        assign(&allocations, &mut heir).expect("what was released is free").keep();
+        assert_eq!(heir["spec"]["ipFamilies"], json!(["IPv6"]));
+
+        let mut both = service("both", json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}));
+        assign(&allocations, &mut both).expect("two addresses").keep();
+        assert_eq!(families(&both), [true, false]);
+        allocations.release(&both);
+        let pair = &both["spec"]["clusterIPs"];
+        let chosen = json!({"ipFamilyPolicy": "PreferDualStack", "clusterIP": pair[0], "clusterIPs": pair});
+        let mut again = service("again", chosen);
+        assign(&allocations, &mut again).expect("released with the Service").keep();
+        assert_eq!(again["spec"]["clusterIPs"], *pair);
     }
 
     #[test]
@@ -557,11 +526,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_stays_and_what_is_of_no_use_goes() {
+    fn node_ports_that_were_given_stay_and_those_of_no_use_go() {
         let old = service(
             "s",
-            json!({"type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
-                   "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}),
+            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}),
         );
         let mut new = service("s", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         carry_over(&mut new, &old);
@@ -570,6 +538,5 @@ mod tests {
         new["spec"]["type"] = "ClusterIP".into();
         carry_over(&mut new, &old);
         assert_eq!(new["spec"]["ports"][0].get("nodePort"), None);
-        assert_eq!(new["spec"]["clusterIP"], "10.96.0.10");
     }
 }

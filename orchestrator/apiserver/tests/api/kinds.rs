@@ -108,6 +108,26 @@ async fn services_hold_addresses_and_ports() {
 }
 
 #[tokio::test]
+async fn services_have_the_families_of_their_cluster() {
+    let cluster = Cluster::new().await;
+    let ports = json!([{"port": 80}]);
+    let service = |name: &str, policy: &str| json!({"metadata": {"name": name}, "spec": {"ports": ports, "ipFamilyPolicy": policy}});
+    let (status, answer) = cluster.ask(Method::POST, SERVICES, &service("a", "RequireDualStack")).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        message(&answer),
+        "Service \"a\" is invalid: spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+    );
+    let made = cluster.create(SERVICES, service("a", "PreferDualStack")).await;
+    assert_eq!(made["spec"]["ipFamilies"], json!(["IPv4"]));
+    assert_eq!(made["spec"]["clusterIPs"], json!([made["spec"]["clusterIP"]]));
+    let family = json!({"spec": {"ipFamilies": ["IPv6"]}});
+    let (status, answer) = cluster.patch(&format!("{SERVICES}/a"), "merge-patch+json", &family).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(answer["details"]["causes"][0]["field"], "spec.clusterIPs[0]");
+}
+
+#[tokio::test]
 async fn services_keep_what_they_hold_over_a_restart() {
     let cluster = Cluster::new().await;
     let ports = json!([{"port": 80}]);

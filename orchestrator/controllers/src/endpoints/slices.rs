@@ -42,10 +42,11 @@ pub(super) fn plan(
     mut groups: Vec<Group>,
     existing: &[Arc<EndpointSlice>],
 ) -> Vec<Action> {
-    // A Service without endpoints keeps one empty slice, so that watchers see it is known and empty.
-    if groups.is_empty() {
-        let family = backend::families(service).swap_remove(0);
-        groups.push(Group { family, ports: Vec::new(), endpoints: Vec::new() });
+    // A family without endpoints keeps one empty slice, so that watchers see it is known and empty.
+    for family in backend::families(service) {
+        if !groups.iter().any(|group| group.family == family) {
+            groups.push(Group { family, ports: Vec::new(), endpoints: Vec::new() });
+        }
     }
     let mut actions = Vec::new();
     let mut unused: Vec<&Arc<EndpointSlice>> =
@@ -189,6 +190,24 @@ mod tests {
 
     fn stored(endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
         Arc::new(new_slice(&service(), "IPv4", &group(vec![]).ports, endpoints))
+    }
+
+    #[test]
+    fn each_family_has_a_slice() {
+        let mut service = service();
+        service.spec.get_or_insert_default().ip_families = Some(vec!["IPv4".into(), "IPv6".into()]);
+        let actions = plan(&service, vec![group(vec![endpoint(1, true)])], &[]);
+        assert_eq!(shape(&actions), [("create", 1), ("create", 0)]);
+        let slices: Vec<_> = actions
+            .into_iter()
+            .map(|action| match action {
+                Action::Create(slice) | Action::Update(slice) | Action::Delete(slice) => Arc::new(slice),
+            })
+            .collect();
+        assert_eq!(slices.iter().map(|slice| &*slice.address_type).collect::<Vec<_>>(), ["IPv4", "IPv6"]);
+        service.spec.get_or_insert_default().ip_families = Some(vec!["IPv4".into()]);
+        let actions = plan(&service, vec![group(vec![endpoint(1, true)])], &slices);
+        assert_eq!(shape(&actions), [("delete", 0)]);
     }
 
     /// Per action: what it does and how many endpoints the slice then has.

@@ -50,7 +50,7 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
         advertise: args.listen[0],
         further_addresses: args.listen.iter().map(SocketAddr::ip).collect(),
         further_names: Vec::new(),
-        service_cidr: args.service_cidr,
+        service_cidr: args.service_cidr.to_string().parse()?,
         certificate_lifetime: args.times.certificate_lifetime(),
         tolerations: args.times.tolerations(),
     };
