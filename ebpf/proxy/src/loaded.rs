@@ -151,8 +151,13 @@ impl Loaded {
         Ok(())
     }
 
-    /// Runs a packet, from its Ethernet header on, through a classifier that was loaded.
-    pub(crate) fn replay(&self, name: &'static str, packet: &[u8]) -> Result<Replayed, DatapathError> {
+    /// Runs a packet, from its Ethernet header on, through a classifier that was loaded, `times` in a row.
+    pub(crate) fn replay(
+        &self,
+        name: &'static str,
+        packet: &[u8],
+        times: u32,
+    ) -> Result<Replayed, DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
         let ebpf = self.programs.lock();
         let program: &SchedClassifier = ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
@@ -160,6 +165,7 @@ impl Loaded {
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
+        options.repeat = times;
         let result = program.test_run(options).map_err(failed)?;
         Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
     }

@@ -1,8 +1,9 @@
 //! What pith's programs take for one packet, in nanoseconds, by BPF_PROG_TEST_RUN: no link, no stack, no clock of a
 //! client's around it.
 //!
-//! Each packet is run once, because a program changes it: a second run would see another packet. The kernel's own
-//! reading of the clock is in every figure, also in that of a packet which is passed at once.
+//! A program changes its packet, so that a second run would see another one. Hence two ways of measuring: each packet is
+//! run once, and the kernel's own reading of the clock is in every figure, also in that of a packet which is passed at
+//! once; or one packet is run again and again which becomes what it was, its checksums and all written over.
 
 use std::net::Ipv4Addr;
 
@@ -31,6 +32,10 @@ const FLOWS: u16 = 4_096;
 const FIRSTS: u16 = 512;
 /// Packets of one and the same flow in a round.
 const SAME: usize = 1_024;
+/// Runs in a row in a round.
+const IN_A_ROW: u32 = 100_000;
+/// ClusterIP of the Service whose node port is its backend's own.
+const ITSELF: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
 const SEED: u64 = 0x7069_7468;
 
 const WARM: Subject = Subject {
@@ -51,6 +56,16 @@ const COLD: Subject = Subject {
     how: "As above, each packet of another flow, in an order without pattern.",
 };
 
+const STEADY: Subject = Subject {
+    id: "packet-steady",
+    title: "Time of the program for a packet, 100,000 in a row",
+    unit: "ns",
+    better: Better::Lower,
+    how: "BPF_PROG_TEST_RUN of the attached program with 100,000 repetitions, as such figures are usually published: \
+          the mean of a round. The backend is the node itself at the port that was asked, so that the packet is \
+          rewritten to what it was. Beside it a packet that is not IPv4, passed at once by the same program.",
+};
+
 /// One kind of packets.
 struct Kind {
     name: &'static str,
@@ -60,6 +75,17 @@ struct Kind {
     packets: Vec<Vec<u8>>,
     /// Each packet can be of its kind once only.
     once: bool,
+    /// One that is the same afterwards.
+    unchanged: Option<Vec<u8>>,
+}
+
+impl Kind {
+    fn check(&self, seen: u64, expected: u64) -> Result<()> {
+        if seen != expected {
+            bail!("{}: only {seen} of {expected} packets were `{}`", self.name, self.reason.name());
+        }
+        Ok(())
+    }
 }
 
 /// Measures all kinds with pith alone: nobody else has programs to run.
@@ -67,7 +93,10 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
     pin::to_client_cpu();
     let ground = Ground::new()?;
     let mut pith = Pith::new(&ground)?;
-    let all = services(1_000, &BACKENDS);
+    let mut all = services(1_000, &BACKENDS);
+    let to_itself =
+        Service { number: 1_000, address: ITSELF, node_port: Some(TARGET_PORT), endpoints: vec![NODE] };
+    all.push(to_itself);
     pith.apply(&all)?;
     let mut kinds = kinds(&pith, &all[all.len() / 2], plan.rounds)?;
     let names = kinds.iter().map(|kind| kind.name.to_owned()).collect();
@@ -77,6 +106,16 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
         let mut values = Values::default();
         for _ in 0..plan.rounds {
             interrupt::check()?;
+            if let Some(packet) = &kind.unchanged {
+                values.add(
+                    STEADY.id,
+                    Contender::AtOnce,
+                    Some(in_a_row(&pith, kind.hook, &passed_at_once())?),
+                );
+                let before = count(&pith, kind.reason)?;
+                values.add(STEADY.id, Contender::Pith, Some(in_a_row(&pith, kind.hook, packet)?));
+                kind.check(count(&pith, kind.reason)? - before, u64::from(IN_A_ROW))?;
+            }
             kind.packets.shuffle(&mut random);
             let at_once = at_once(&pith, kind.hook)?;
             values.add(COLD.id, Contender::AtOnce, Some(at_once));
@@ -92,7 +131,7 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
             values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, kind.packets.iter())?));
         }
         progress::step(&format!("packets: {}", kind.name));
-        for subject in [&WARM, &COLD] {
+        for subject in [&WARM, &COLD, &STEADY] {
             figures.add(subject, values.points(subject.id, f64::from(place)));
         }
     }
@@ -106,16 +145,23 @@ fn measure<'p>(pith: &Pith, kind: &Kind, packets: impl Iterator<Item = &'p Vec<u
     for packet in packets {
         nanos.push(pith.datapath.replay(kind.hook, packet)?.duration.as_secs_f64() * 1e9);
     }
-    let seen = count(pith, kind.reason)? - before;
-    if seen != nanos.len() as u64 {
-        bail!("{}: only {seen} of {} packets were `{}`", kind.name, nanos.len(), kind.reason.name());
-    }
+    kind.check(count(pith, kind.reason)? - before, nanos.len() as u64)?;
     percentile(&nanos, 0.5).context("no packets")
 }
 
-fn at_once(pith: &Pith, hook: Uplink) -> Result<f64> {
+/// Mean of what the program takes for the same packet, in nanoseconds.
+fn in_a_row(pith: &Pith, hook: Uplink, packet: &[u8]) -> Result<f64> {
+    Ok(pith.datapath.time(hook, packet, IN_A_ROW)?.as_secs_f64() * 1e9)
+}
+
+fn passed_at_once() -> Vec<u8> {
     let mut packet = wire::packet(&Tuple::new(0, 0, 0, 0, proto::UDP), 0, &[]).0;
     packet[12..14].copy_from_slice(&[0x88, 0xb5]); // Local experimental (IEEE 802).
+    packet
+}
+
+fn at_once(pith: &Pith, hook: Uplink) -> Result<f64> {
+    let packet = passed_at_once();
     let nanos: Result<Vec<f64>> =
         (0..SAME).map(|_| Ok(pith.datapath.replay(hook, &packet)?.duration.as_secs_f64() * 1e9)).collect();
     percentile(&nanos?, 0.5).context("no packets")
@@ -166,25 +212,36 @@ fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
         wire::error(3, be(Ipv4Addr::new(203, 0, 113, 1)), be(NODE), &wire::packet(&left, tcp::ACK, &[0; 64]))
             .0
     };
-    let kind = |name, hook, reason, packets| Kind { name, hook, reason, packets, once: false };
+    let kind =
+        |name, hook, reason, packets| Kind { name, hook, reason, packets, once: false, unchanged: None };
+    let same = |kind: Kind| Kind { unchanged: kind.packets.first().cloned(), ..kind };
+    let itself = tuple([203, 3], 0, NODE, TARGET_PORT);
+    pith.datapath.replay(Uplink::Ingress, &segment(&itself, tcp::SYN))?;
+    pith.datapath.replay(Uplink::Egress, &segment(&itself.reversed(), tcp::SYN | tcp::ACK))?;
     Ok(vec![
-        kind("established, in", Uplink::Ingress, Reason::FlowForward, standing(&at_node)),
-        kind(
-            "established, out",
-            Uplink::Egress,
-            Reason::FlowReply,
-            replies.iter().map(|reply| segment(reply, tcp::ACK)).collect(),
-        ),
+        Kind {
+            unchanged: Some(segment(&itself, tcp::ACK)),
+            ..kind("established, in", Uplink::Ingress, Reason::FlowForward, standing(&at_node))
+        },
+        Kind {
+            unchanged: Some(segment(&itself.reversed(), tcp::ACK)),
+            ..kind(
+                "established, out",
+                Uplink::Egress,
+                Reason::FlowReply,
+                replies.iter().map(|reply| segment(reply, tcp::ACK)).collect(),
+            )
+        },
         Kind {
             once: true,
             ..kind("first of a flow", Uplink::Ingress, Reason::NodePortLocal, first.collect())
         },
-        kind(
+        same(kind(
             "of no flow",
             Uplink::Ingress,
             Reason::NodePortNoFlow,
             standing(&|number| tuple([203, 2], number, NODE, NODE_PORT)),
-        ),
+        )),
         kind(
             "later fragment",
             Uplink::Ingress,
@@ -192,12 +249,12 @@ fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
             (0..FLOWS / 4).map(pieces).collect::<Result<_>>()?,
         ),
         kind("ICMP error", Uplink::Ingress, Reason::IcmpError, replies.iter().map(error).collect()),
-        kind(
+        same(kind(
             "pod to pod",
             Uplink::FromPod,
             Reason::PodPass,
             standing(&|number| tuple([10, 244], number, BACKENDS[0], TARGET_PORT)),
-        ),
+        )),
         kind("raw, pod to Service", Uplink::FromPod, Reason::FlowForward, standing(&from_pod)),
     ])
 }
