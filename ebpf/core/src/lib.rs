@@ -73,6 +73,12 @@ pub trait Packet {
     /// `None` beyond the packet's end.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
+    /// The same for the headers of every packet, which nearly always lie where they can be read directly.
+    #[inline(always)]
+    fn peek<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.load(offset)
+    }
+
     /// Writes without touching any checksum.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
 

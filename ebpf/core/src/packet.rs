@@ -58,7 +58,7 @@ impl Header {
     /// `None` when this is no complete IPv4 header.
     #[inline(always)]
     pub fn parse<P: Packet>(packet: &P) -> Option<Self> {
-        Self::from_bytes(&packet.load::<20>(L3)?, L3)
+        Self::from_bytes(&packet.peek::<20>(L3)?, L3)
     }
 
     /// From the first 20 bytes of a header that lies at `offset`.
@@ -87,7 +87,7 @@ impl Header {
     pub fn transport<P: Packet>(&self, packet: &P) -> Option<Transport> {
         match self.proto {
             proto::TCP => {
-                let bytes = packet.load::<20>(self.l4)?;
+                let bytes = packet.peek::<20>(self.l4)?;
                 Some(self.flow([bytes[0], bytes[1]], [bytes[2], bytes[3]], bytes[13]))
             }
             proto::UDP => {

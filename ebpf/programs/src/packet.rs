@@ -10,6 +10,9 @@ use pith_core::{Covered, Packet, crc::Carry};
 
 use crate::maps::CARRY;
 
+/// Where what follows the largest IPv4 header begins: 14 bytes of Ethernet, 15 words.
+const BEHIND_IPV4: u32 = 14 + 60;
+
 /// A packet in the hands of a classifier.
 pub(crate) struct SocketBuffer(pub(crate) *mut __sk_buff);
 
@@ -25,6 +28,21 @@ impl Packet for SocketBuffer {
         }
         // SAFETY: the helper filled all N bytes.
         Some(unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn peek<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        // SAFETY: the context is the one the kernel gave.
+        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        // The verifier wants to know how far it may be: behind an IPv4 header at most.
+        if offset <= BEHIND_IPV4 {
+            let place = start + offset as usize;
+            if place + N <= end {
+                // SAFETY: all N bytes lie before the end of the packet's linear part.
+                return Some(unsafe { (place as *const [u8; N]).read_unaligned() });
+            }
+        }
+        self.load(offset)
     }
 
     #[inline(always)]
