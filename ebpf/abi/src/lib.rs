@@ -10,6 +10,8 @@
 //! BACKENDS   slot     ──► Backend ◄─ Service.head      array, generations as runs of slots
 //! AFFINITY   AffinityKey ► Affinity                    LRU hash, ClientIP affinity
 //! PEERS      socket   ──► Peers                        socket storage, dies with the socket
+//! STANDINS   Address6 ──► StandIn                     hash, the IPv6 addresses that Services and backends have
+//! ADDRESSES  StandIn  ──► Address6                    array, the way back
 //! FLOWS      reply Tuple ► Flow                        hash, the one record of a translated flow
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
 //! SOURCES    service, range ► 1                        longest prefix, who may use a Service
@@ -25,12 +27,14 @@
 
 #![no_std]
 
+mod address6;
 mod flow;
 mod node;
 mod reason;
 mod service;
 mod socket;
 
+pub use address6::{Address6, StandIn};
 pub use flow::{AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Parked, ParkedKey, Tuple};
 pub use node::{NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
@@ -41,7 +45,7 @@ pub use service::{
 pub use socket::{PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -62,8 +66,10 @@ pub mod map_name {
     pub const CARRY: &str = "CARRY";
     pub const AT_PODS: &str = "AT_PODS";
     pub const CONNECTIONS: &str = "CONNECTIONS";
+    pub const STANDINS: &str = "STANDINS";
+    pub const ADDRESSES: &str = "ADDRESSES";
 
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 18] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -80,6 +86,8 @@ pub mod map_name {
         CARRY,
         AT_PODS,
         CONNECTIONS,
+        STANDINS,
+        ADDRESSES,
     ];
 }
 
@@ -99,6 +107,8 @@ pub mod default_limit {
     pub const NODES: u32 = 16_384;
     /// Ranges of sources, of all Services together.
     pub const SOURCES: u32 = 16_384;
+    /// IPv6 addresses of Services and backends.
+    pub const ADDRESSES: u32 = 65_536;
     /// Datagrams in pieces, under way at one time.
     pub const FRAGMENTS: u32 = 4_096;
     /// Pieces that came before their first: 1.5 KiB each, the oldest give way.
@@ -131,6 +141,7 @@ mod user {
     }
 
     pod!(
+        Address6,
         Affinity,
         AffinityKey,
         Backend,
@@ -145,6 +156,7 @@ mod user {
         Peers,
         Service,
         SourceKey,
+        StandIn,
         Tuple
     );
 }

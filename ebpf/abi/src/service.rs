@@ -43,6 +43,9 @@ impl Scope {
     /// No address of a Service but of a backend that it had, and that is gone: packets of pods that still
     /// go there are led elsewhere or refused.
     pub const GONE: u8 = 2;
+    /// As `INSIDE`, where the address is an IPv6 one's [`crate::StandIn`]: packets never look there, lest one of
+    /// IPv4 be sent to such an address.
+    pub const INSIDE6: u8 = 3;
 }
 
 impl Frontend {

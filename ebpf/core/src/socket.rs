@@ -4,14 +4,14 @@
 //! What a socket was given is remembered in its storage ([`Peers`]): `getpeername` and `recvmsg` show the
 //! Service's address again, and datagrams to one Service keep their backend for as long as it is one.
 
-use pith_abi::{Backend, Frontend, Head, NodeClass, PEERS_A_SOCKET, Peer, Peers, Reason};
+use pith_abi::{Backend, Frontend, Head, NodeClass, PEERS_A_SOCKET, Peer, Peers, Reason, Scope, StandIn};
 
 use crate::{
     Tables,
     select::{Choice, Client, Selection, find, select},
 };
 
-/// An address and a port.
+/// An address and a port. An IPv6 address is there by its stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub addr_be: u32,
@@ -32,7 +32,8 @@ pub enum Resolution {
 /// The Service that answers at a place, for the socket at hand.
 #[inline(always)]
 pub fn service_at<T: Tables>(tables: &T, place: Place, proto: u8) -> Option<u32> {
-    let exact = Frontend::new(place.addr_be, place.port_be, proto);
+    let scope = if StandIn::of(place.addr_be).is_some() { Scope::INSIDE6 } else { Scope::INSIDE };
+    let exact = Frontend::new(place.addr_be, place.port_be, proto).scoped(scope);
     if let Some(target) = tables.frontend(&exact) {
         return target.service(&exact);
     }

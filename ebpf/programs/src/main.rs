@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+mod form;
 mod maps;
 mod packet;
 mod parking;

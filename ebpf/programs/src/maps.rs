@@ -9,9 +9,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use pith_abi::{
-    Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service, SourceKey, Tuple,
-    default_limit,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
+    FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
+    SourceKey, StandIn, Tuple, default_limit,
 };
 use pith_core::{
     NotAdded, Record, Tables,
@@ -31,6 +31,11 @@ static BACKENDS: Array<Backend, { default_limit::BACKENDS as usize }> = Array::n
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { default_limit::AFFINITY as usize }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static PEERS: SkStorage<Peers> = SkStorage::new();
+#[btf_map]
+pub(crate) static STANDINS: HashMap<Address6, StandIn, { default_limit::ADDRESSES as usize }, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static ADDRESSES: Array<Address6, { default_limit::ADDRESSES as usize }> = Array::new();
 #[btf_map]
 static FLOWS: HashMap<Tuple, Flow, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]

@@ -1,21 +1,19 @@
 //! Hooks at socket calls that name or show an address (cgroup).
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr, helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext,
-};
+use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
 use pith_abi::{Peers, Reason, proto};
 use pith_core::socket::{self, Place, Resolution};
 
-use crate::maps::{Maps, PEERS, count, count_connection};
+use crate::{
+    form::{Form, V4, V6},
+    maps::{Maps, PEERS, count, count_connection},
+};
 
 /// Verdicts of these hooks.
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
 
 const ECONNREFUSED: i32 = 111;
-
-/// First words of an IPv4 address in IPv6 form, `::ffff:a.b.c.d` (RFC 4291).
-const MAPPED: [u32; 3] = [0, 0, 0xFFFFu32.to_be()];
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -24,7 +22,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { connect(&ctx, &V4Mapped) } else { ALLOW }
+    connect(&ctx, &V6)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -34,7 +32,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { send(&ctx, &V4Mapped) } else { ALLOW }
+    send(&ctx, &V6)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -44,7 +42,7 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { show(&ctx, &V4Mapped) } else { ALLOW }
+    show(&ctx, &V6)
 }
 
 #[cgroup_sock_addr(getpeername4)]
@@ -54,7 +52,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { show(&ctx, &V4Mapped) } else { ALLOW }
+    show(&ctx, &V6)
 }
 
 #[inline(always)]
@@ -171,55 +169,4 @@ fn forget(ctx: &SockAddrContext) {
     if let Some(peers) = existing_storage(ctx) {
         *peers = Peers::default();
     }
-}
-
-/// How a context holds an IPv4 address.
-trait Form {
-    fn place(&self, ctx: &SockAddrContext) -> Place;
-    fn set(&self, ctx: &SockAddrContext, place: Place);
-}
-
-struct V4;
-struct V4Mapped;
-
-impl Form for V4 {
-    #[inline(always)]
-    fn place(&self, ctx: &SockAddrContext) -> Place {
-        // SAFETY: the context is the one the kernel gave.
-        unsafe { Place { addr_be: (*ctx.sock_addr).user_ip4, port_be: (*ctx.sock_addr).user_port as u16 } }
-    }
-
-    #[inline(always)]
-    fn set(&self, ctx: &SockAddrContext, place: Place) {
-        // SAFETY: the context is the one the kernel gave, and these fields may be written.
-        unsafe {
-            (*ctx.sock_addr).user_ip4 = place.addr_be;
-            (*ctx.sock_addr).user_port = place.port_be.into();
-        }
-    }
-}
-
-impl Form for V4Mapped {
-    #[inline(always)]
-    fn place(&self, ctx: &SockAddrContext) -> Place {
-        // SAFETY: the context is the one the kernel gave.
-        unsafe { Place { addr_be: (*ctx.sock_addr).user_ip6[3], port_be: (*ctx.sock_addr).user_port as u16 } }
-    }
-
-    #[inline(always)]
-    fn set(&self, ctx: &SockAddrContext, place: Place) {
-        // SAFETY: the context is the one the kernel gave, and these fields may be written.
-        unsafe {
-            (*ctx.sock_addr).user_ip6[3] = place.addr_be;
-            (*ctx.sock_addr).user_port = place.port_be.into();
-        }
-    }
-}
-
-#[inline(always)]
-fn is_mapped(ctx: &SockAddrContext) -> bool {
-    let address: *mut bpf_sock_addr = ctx.sock_addr;
-    // SAFETY: the context is the one the kernel gave.
-    let words = unsafe { [(*address).user_ip6[0], (*address).user_ip6[1], (*address).user_ip6[2]] };
-    words == MAPPED
 }

@@ -97,12 +97,13 @@ pub struct Limits {
     pub flows: u32,
     pub nodes: u32,
     pub sources: u32,
+    pub addresses: u32,
     pub fragments: u32,
 }
 
 impl Limits {
     /// By the names of the maps that have them.
-    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 10] {
+    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 12] {
         [
             (map_name::FRONTENDS, self.frontends),
             (map_name::SERVICES, self.services),
@@ -113,6 +114,8 @@ impl Limits {
             (map_name::FORWARD, self.flows),
             (map_name::NODES, self.nodes),
             (map_name::SOURCES, self.sources),
+            (map_name::STANDINS, self.addresses),
+            (map_name::ADDRESSES, self.addresses),
             (map_name::FRAGMENTS, self.fragments),
         ]
     }
@@ -126,6 +129,7 @@ impl Limits {
         flows: default_limit::FLOWS,
         nodes: default_limit::NODES,
         sources: default_limit::SOURCES,
+        addresses: default_limit::ADDRESSES,
         fragments: default_limit::FRAGMENTS,
     };
 }
@@ -242,6 +246,7 @@ impl Datapath {
             services: loaded.size(map_name::SERVICES)?,
             backends: loaded.size(map_name::BACKENDS)?,
             sources: loaded.size(map_name::SOURCES)?,
+            addresses: loaded.size(map_name::ADDRESSES)?,
         };
         for (map, wanted) in config.limits.of_maps() {
             let size = loaded.size(map)?;

@@ -28,8 +28,16 @@ use crate::{
 };
 
 /// The maps of Services are there, because the object is one, but nothing is ever in them.
-const LIMITS: Limits =
-    Limits { frontends: 1, services: 1, backends: 1, affinity: 1, nodes: 16, sources: 1, ..Limits::DEFAULT };
+const LIMITS: Limits = Limits {
+    frontends: 1,
+    services: 1,
+    backends: 1,
+    affinity: 1,
+    nodes: 16,
+    sources: 1,
+    addresses: 1,
+    ..Limits::DEFAULT
+};
 
 /// A network behind this host, and its way out.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
 };
 
@@ -15,7 +15,6 @@ use crate::{
     cidr::Cidr,
     datapath::DatapathError,
     maps::{MapAccess, Maps, ServiceMaps},
-    table,
 };
 
 /// How many of the senders with most flows are named.
@@ -54,7 +53,7 @@ pub struct Balanced {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// Slots that lead there: its weight.
     pub slots: usize,
 }
@@ -136,7 +135,7 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
         };
         let places =
             if frontend.scope == Scope::OUTSIDE { &mut balanced.outside } else { &mut balanced.inside };
-        places.push(table::show(&frontend));
+        places.push(maps.show(&frontend));
     }
     let mut all: Vec<Balanced> = all.into_values().collect();
     for balanced in &mut all {
@@ -147,18 +146,14 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
     Ok(all)
 }
 
-fn balanced(
-    maps: &impl ServiceMaps,
-    service: Service,
-    sources: &[Cidr],
-    flows: usize,
-) -> Result<Balanced, MapAccess> {
+fn balanced(maps: &Maps, service: Service, sources: &[Cidr], flows: usize) -> Result<Balanced, MapAccess> {
     let head = Head::unpack(service.head);
-    let mut slots: BTreeMap<SocketAddrV4, usize> = BTreeMap::new();
+    let mut slots: BTreeMap<SocketAddr, usize> = BTreeMap::new();
     for slot in head.first..head.first + u32::from(head.count) {
         let backend = maps.backend(slot)?;
         let address = Ipv4Addr::from(backend.addr_be().to_ne_bytes());
-        *slots.entry(SocketAddrV4::new(address, u16::from_be(backend.port_be()))).or_default() += 1;
+        let place = SocketAddrV4::new(address, u16::from_be(backend.port_be()));
+        *slots.entry(maps.real(place)).or_default() += 1;
     }
     let has = |flag| head.flags & flag != 0;
     Ok(Balanced {

@@ -35,12 +35,15 @@ mod pods;
 mod run;
 pub mod service;
 mod slots;
+mod standins;
 pub mod table;
 pub mod why;
 pub mod world;
 
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod standins_tests;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]
@@ -55,6 +58,7 @@ pub use gateway::{Gateway, GatewayConfig};
 pub use maps::{MapAccess, ServiceMaps};
 pub use metrics::Metrics;
 pub use plan::{
-    Group, GroupKey, Health, NodeIdentity, Reach, ServicePlan, plan, plan_host_ports, plan_service,
+    Group, Group6, GroupKey, Health, NodeIdentity, Reach, ServicePlan, Six, plan, plan_host_ports,
+    plan_service,
 };
 pub use run::{RunError, run};

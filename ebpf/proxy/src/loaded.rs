@@ -25,8 +25,8 @@ use aya::{
     },
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendTarget, NodeClass,
-    NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, Tuple, map_name,
+    Address6, Affinity, AffinityKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendTarget,
+    NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, StandIn, Tuple, map_name,
 };
 use pith_core::crc::Carry;
 use tracing::debug;
@@ -216,7 +216,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 16] = [
+const MAPS: [(&str, MapType, usize, usize); 18] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -233,6 +233,8 @@ const MAPS: [(&str, MapType, usize, usize); 16] = [
     (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),
     (map_name::FRAGMENTS, MapType::LruHash, size_of::<FragmentKey>(), size_of::<Fragment>()),
     (map_name::PARKED, MapType::LruHash, size_of::<ParkedKey>(), size_of::<Parked>()),
+    (map_name::STANDINS, MapType::Hash, size_of::<Address6>(), size_of::<StandIn>()),
+    (map_name::ADDRESSES, MapType::Array, size_of::<u32>(), size_of::<Address6>()),
 ];
 
 /// Refuses pinned maps that are not what the programs expect.

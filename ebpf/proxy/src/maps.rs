@@ -1,18 +1,21 @@
 //! The maps in the kernel, typed, and what the table of Services asks of them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
+};
 
 use aya::{
     Ebpf,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie},
 };
 use pith_abi::{
-    Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig, Reason,
-    Service, SourceKey, Tuple, map_name,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig,
+    Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name,
 };
 use pith_core::crc::{self, Carry};
 
-use crate::{bpffs::Pins, cidr::Cidr};
+use crate::{bpffs::Pins, cidr::Cidr, table};
 
 /// Of the prefix of a key of SOURCES, before its range.
 const SERVICE_BITS: u32 = u32::BITS;
@@ -50,10 +53,16 @@ pub trait ServiceMaps {
     /// Which sources each Service serves, by its index.
     fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess>;
 
+    /// IPv6 addresses and what stands for them.
+    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess>;
+
     fn set_frontend(&mut self, frontend: &Frontend, target: FrontendTarget) -> Result<(), MapAccess>;
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), MapAccess>;
     fn set_service(&mut self, index: u32, service: Service) -> Result<(), MapAccess>;
     fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess>;
+    /// Makes an address known under a stand-in that nothing leads to.
+    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess>;
+    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess>;
     /// Says which sources a Service serves; `old` are those said before.
     fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess>;
     /// Says whether any frontend of [`pith_abi::Scope::GONE`] is there.
@@ -76,6 +85,8 @@ pub(crate) struct Maps {
     connections: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     at_pods: Array<MapData, u64>,
+    standins: HashMap<MapData, Address6, StandIn>,
+    addresses: Array<MapData, Address6>,
     /// Held for programs that are loaded later.
     carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
@@ -110,6 +121,8 @@ impl Maps {
             connections: typed(map, map_name::CONNECTIONS)?,
             sources: typed(map, map_name::SOURCES)?,
             at_pods: typed(map, map_name::AT_PODS)?,
+            standins: typed(map, map_name::STANDINS)?,
+            addresses: typed(map, map_name::ADDRESSES)?,
             carry: typed(map, map_name::CARRY)?,
             flows: typed(map, map_name::FLOWS)?,
             forward: typed(map, map_name::FORWARD)?,
@@ -127,6 +140,26 @@ impl Maps {
             carry.set(words, matrix, 0).map_err(MapAccess::of(map_name::CARRY))?;
         }
         Ok(())
+    }
+
+    /// The place that one with a stand-in's address is; others are themselves.
+    pub(crate) fn real(&self, place: SocketAddrV4) -> SocketAddr {
+        let standin = StandIn::of(u32::from_ne_bytes(place.ip().octets()));
+        let address = standin.and_then(|standin| self.addresses.get(&standin.index(), 0).ok());
+        match address {
+            Some(address) => (Ipv6Addr::from(address.octets()), place.port()).into(),
+            None => place.into(),
+        }
+    }
+
+    /// A frontend in words.
+    pub(crate) fn show(&self, frontend: &Frontend) -> String {
+        let address = Ipv4Addr::from(frontend.addr_be.to_ne_bytes());
+        let place = SocketAddrV4::new(address, u16::from_be(frontend.port_be));
+        match frontend.scope {
+            Scope::INSIDE6 => format!("{}/{}", self.real(place), table::protocol(frontend)),
+            _ => table::show(frontend),
+        }
     }
 
     /// Bits of [`NodeClass`]; 0 for an address that is not known.
@@ -250,6 +283,19 @@ impl ServiceMaps for Maps {
             absent_is_removed(self.sources.remove(&key(range))).map_err(MapAccess::of(map_name::SOURCES))?;
         }
         Ok(())
+    }
+
+    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess> {
+        self.standins.iter().collect::<Result<_, _>>().map_err(MapAccess::of(map_name::STANDINS))
+    }
+
+    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess> {
+        self.addresses.set(standin.index(), address, 0).map_err(MapAccess::of(map_name::ADDRESSES))?;
+        self.standins.insert(address, standin, 0).map_err(MapAccess::of(map_name::STANDINS))
+    }
+
+    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess> {
+        absent_is_removed(self.standins.remove(&address)).map_err(MapAccess::of(map_name::STANDINS))
     }
 
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess> {

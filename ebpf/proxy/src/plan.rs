@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,9 @@ use pith_abi::{Frontend, Scope};
 use crate::{
     cidr::Cidr,
     maglev,
-    service::{Balance, Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice},
+    service::{
+        Balance, Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice, ipv4, ipv6,
+    },
 };
 
 /// The node the plan is for, and what of the others matters to it.
@@ -37,6 +39,8 @@ impl NodeIdentity {
 pub enum Reach {
     /// From pods, to the Service's own address.
     Internal,
+    /// From pods' sockets, to its own IPv6 address.
+    Internal6,
     /// From pods, to its other addresses: no detour over the outside, hence every endpoint.
     Cluster,
     /// From outside.
@@ -68,6 +72,31 @@ pub struct Group {
     pub sources: Vec<Cidr>,
     /// Endpoints that get no new connections but are still there, in order: connections to them go on.
     pub others: Vec<SocketAddrV4>,
+}
+
+/// A group of backends that have IPv6 addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group6 {
+    /// As in [`Group`].
+    pub backends: Vec<SocketAddrV6>,
+    pub others: Vec<SocketAddrV6>,
+    /// Everything else, with no backends.
+    pub like: Group,
+}
+
+/// What there is of a Service in IPv6.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Six {
+    pub groups: BTreeMap<GroupKey, Group6>,
+    pub frontends: BTreeMap<(SocketAddrV6, Protocol), GroupKey>,
+}
+
+impl Six {
+    /// Every address that is named, some more than once.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv6Addr> {
+        let backends = self.groups.values().flat_map(|group| group.backends.iter().chain(&group.others));
+        self.frontends.keys().map(|(place, _)| place).chain(backends).map(|place| *place.ip())
+    }
 }
 
 /// More slots than this are spent on weights only where there are more backends.
@@ -113,6 +142,7 @@ pub struct ServicePlan {
     pub service: ServiceName,
     pub groups: BTreeMap<GroupKey, Group>,
     pub frontends: BTreeMap<Frontend, GroupKey>,
+    pub six: Six,
     /// Addresses at which it answers pods: at ports that are not among the frontends they are refused.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Addresses at which it is reached from outside, and whether this node announces them.
@@ -127,6 +157,7 @@ impl ServicePlan {
             service,
             groups: BTreeMap::new(),
             frontends: BTreeMap::new(),
+            six: Six::default(),
             addresses: BTreeSet::new(),
             outside: BTreeMap::new(),
             health: None,
@@ -164,14 +195,53 @@ pub fn plan_service<'a>(
         plan.addresses.extend(&service.balancer_ips);
     }
     for port in &service.ports {
-        plan_port(&mut plan, service, port, slices.clone(), node, pods_may);
+        // Node ports and addresses from outside are those of IPv4.
+        if !service.cluster_ips.is_empty() || service.cluster_ips6.is_empty() {
+            plan_port(&mut plan, service, port, slices.clone(), node, pods_may);
+        }
+        if !service.cluster_ips6.is_empty() {
+            plan_port6(&mut plan.six, service, port, slices.clone(), node);
+        }
     }
     plan.health = service.health_port.map(|health_port| {
-        let local = |port| members(port, slices.clone(), Policy::Local, node, service).0;
+        let local = |port| members::<SocketAddrV4>(port, slices.clone(), Policy::Local, node, service).0;
         let endpoints = service.ports.iter().flat_map(local).map(|(backend, _)| *backend.ip());
         Health { port: health_port, endpoints: endpoints.collect::<BTreeSet<_>>().len() }
     });
     plan
+}
+
+fn plan_port6<'a>(
+    six: &mut Six,
+    service: &Service,
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice>,
+    node: &NodeIdentity,
+) {
+    let key = GroupKey {
+        service: service.name.clone(),
+        port: port.name.clone(),
+        protocol: port.protocol,
+        reach: Reach::Internal6,
+    };
+    let (backends, others) = members(port, slices, service.internal, node, service);
+    let like = Group { weights: weights(&backends), ..like(service) };
+    let backends = backends.into_iter().map(|(backend, _)| backend).collect();
+    six.groups.insert(key.clone(), Group6 { backends, others, like });
+    for address in &service.cluster_ips6 {
+        six.frontends.insert((SocketAddrV6::new(*address, port.port, 0, 0), port.protocol), key.clone());
+    }
+}
+
+/// A group without backends.
+fn like(service: &Service) -> Group {
+    Group { balance: service.balance, affinity: service.affinity, ..Group::default() }
+}
+
+/// None where they are all 1.
+fn weights<P>(backends: &[(P, u16)]) -> Vec<u16> {
+    let plain = backends.iter().all(|(_, weight)| *weight == 1);
+    backends.iter().filter(|_| !plain).map(|(_, weight)| *weight).collect()
 }
 
 fn plan_port<'a>(
@@ -190,20 +260,18 @@ fn plan_port<'a>(
             reach,
         };
         let policy = match reach {
-            Reach::Internal => service.internal,
+            Reach::Internal | Reach::Internal6 => service.internal,
             Reach::Cluster => Policy::Cluster,
             Reach::External | Reach::Balancer => service.external,
         };
         plan.groups.entry(key.clone()).or_insert_with(|| {
             let (backends, others) = members(port, slices.clone(), policy, node, service);
-            let plain = backends.iter().all(|(_, weight)| *weight == 1);
             Group {
-                weights: backends.iter().filter(|_| !plain).map(|(_, weight)| *weight).collect(),
+                weights: weights(&backends),
                 backends: backends.into_iter().map(|(backend, _)| backend).collect(),
-                balance: service.balance,
-                affinity: service.affinity,
                 sources: if reach == Reach::Balancer { service.sources.clone() } else { Vec::new() },
                 others,
+                ..like(service)
             }
         });
         key
@@ -280,6 +348,7 @@ fn announces<'a>(
     if service.external == Policy::Local {
         let serving =
             slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready || endpoint.draining);
+        let serving = serving.filter(|endpoint| endpoint.address.is_ipv4());
         able.extend(serving.filter_map(|endpoint| endpoint.node.as_deref()));
         able.retain(|name| node.ready.contains(*name));
     }
@@ -297,24 +366,42 @@ fn announces<'a>(
     able.into_iter().max_by_key(rank) == Some(&*node.name)
 }
 
+/// Where a backend is reached, in one of the families.
+trait Place: Copy + Ord {
+    /// `None` for an address of the other family.
+    fn of(address: IpAddr, port: u16) -> Option<Self>;
+}
+
+impl Place for SocketAddrV4 {
+    fn of(address: IpAddr, port: u16) -> Option<Self> {
+        ipv4(&address).map(|address| Self::new(address, port))
+    }
+}
+
+impl Place for SocketAddrV6 {
+    fn of(address: IpAddr, port: u16) -> Option<Self> {
+        ipv6(&address).map(|address| Self::new(address, port, 0, 0))
+    }
+}
+
 /// Who serves a port, with weights, and who is there besides. Those who serve are ready; where there are
 /// none, those that are draining: they still answer, and their going away is no reason to refuse a client
 /// before they have.
-fn members<'a>(
+fn members<'a, P: Place>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a Slice>,
     policy: Policy,
     node: &NodeIdentity,
     service: &Service,
-) -> (Vec<(SocketAddrV4, u16)>, Vec<SocketAddrV4>) {
-    let mut all: BTreeMap<SocketAddrV4, &Endpoint> = BTreeMap::new();
+) -> (Vec<(P, u16)>, Vec<P>) {
+    let mut all: BTreeMap<P, &Endpoint> = BTreeMap::new();
     for slice in slices {
         let matches = |(name, protocol, _): &&(Arc<str>, Protocol, u16)| {
             *name == port.name && *protocol == port.protocol
         };
         let Some((_, _, number)) = slice.ports.iter().find(matches) else { continue };
         for endpoint in &slice.endpoints {
-            let place = SocketAddrV4::new(endpoint.address, *number);
+            let Some(place) = P::of(endpoint.address, *number) else { continue };
             // Named twice while it moves from one slice to another: what serves counts.
             if !all.get(&place).is_some_and(|known| known.ready) {
                 all.insert(place, endpoint);
@@ -326,7 +413,7 @@ fn members<'a>(
         let here = policy == Policy::Cluster || endpoint.node.as_deref() == Some(&*node.name);
         here && weight(endpoint) > 0
     };
-    let choose = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<SocketAddrV4, &Endpoint> {
+    let choose = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<P, &Endpoint> {
         let chosen = all.iter().filter(|(_, endpoint)| able(endpoint) && wanted(endpoint));
         chosen.map(|(place, endpoint)| (*place, *endpoint)).collect()
     };
@@ -343,11 +430,8 @@ fn members<'a>(
 
 /// Those that are meant for this node, else for its zone. Hints hold only where every endpoint has them: else
 /// some are from before and would get nothing, or everything.
-fn nearest<'a>(
-    ready: BTreeMap<SocketAddrV4, &'a Endpoint>,
-    node: &NodeIdentity,
-) -> BTreeMap<SocketAddrV4, &'a Endpoint> {
-    let keep = |meant: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<SocketAddrV4, &'a Endpoint> {
+fn nearest<'a, P: Place>(ready: BTreeMap<P, &'a Endpoint>, node: &NodeIdentity) -> BTreeMap<P, &'a Endpoint> {
+    let keep = |meant: &dyn Fn(&Endpoint) -> bool| -> BTreeMap<P, &'a Endpoint> {
         let near = ready.iter().filter(|(_, endpoint)| meant(endpoint));
         near.map(|(place, endpoint)| (*place, *endpoint)).collect()
     };

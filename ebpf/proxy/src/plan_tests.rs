@@ -1,6 +1,10 @@
 //! Plans as tables, and the API's objects as the proxy reads them.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use pith_abi::{Frontend, Scope};
@@ -40,7 +44,7 @@ fn demo_slice(endpoints: &[Brief]) -> Slice {
         ready: *state == 'r',
         draining: *state == 'd',
         node: Some(Arc::from(*node)),
-        ..Endpoint::ready(Ipv4Addr::new(10, 244, 0, *host))
+        ..Endpoint::ready([10, 244, 0, *host].into())
     };
     Slice {
         service: ServiceName::new("default", "demo"),
@@ -101,6 +105,43 @@ fn frontends_and_policies() {
 }
 
 #[test]
+fn each_family_has_its_own_endpoints() {
+    let host = |last| Ipv6Addr::new(0xFD00, 0, 0, 0, 0, 0, 0, last);
+    let mut six = demo_slice(&[(1, 'r', HERE), (2, 'r', "a"), (3, 'd', "a")]);
+    for (endpoint, last) in six.endpoints.iter_mut().zip(1..) {
+        endpoint.address = host(last).into();
+    }
+    let four = demo_slice(&[(9, 'r', HERE)]);
+    let service = |policy, cluster_ips: &[&str]| {
+        let cluster_ips: Vec<IpAddr> =
+            cluster_ips.iter().map(|address| address.parse().expect("an address")).collect();
+        Service {
+            cluster_ips: cluster_ips.iter().filter_map(crate::service::ipv4).collect(),
+            cluster_ips6: cluster_ips.iter().filter_map(crate::service::ipv6).collect(),
+            ..demo(policy, policy)
+        }
+    };
+    let hosts = |six: &[SocketAddrV6]| -> Vec<u16> { six.iter().map(|at| at.ip().segments()[7]).collect() };
+    for (name, policy, cluster_ips, in4, in6, others) in [
+        ("both", Policy::Cluster, &["10.96.0.10", "fd00::10"][..], Some(1), Some(&[1, 2][..]), &[3][..]),
+        ("both, local", Policy::Local, &["10.96.0.10", "fd00::10"], Some(1), Some(&[1]), &[2, 3]),
+        ("IPv4", Policy::Cluster, &["10.96.0.10"], Some(1), None, &[]),
+        ("IPv6", Policy::Cluster, &["fd00::10"], None, Some(&[1, 2]), &[]),
+    ] {
+        let plan = plan_service(&service(policy, cluster_ips), [&four, &six].into_iter(), &node());
+        let internal = plan.groups.iter().find(|(key, _)| key.reach == Reach::Internal);
+        assert_eq!(internal.map(|(_, group)| group.backends.len()), in4, "{name}");
+        assert_eq!(plan.frontends.is_empty(), in4.is_none(), "{name}: node ports are those of IPv4");
+        let at = (SocketAddrV6::new(host(0x10), 80, 0, 0), Protocol::Tcp);
+        let group = plan.six.frontends.get(&at).map(|key| &plan.six.groups[key]);
+        assert_eq!(group.map(|group| hosts(&group.backends)).as_deref(), in6, "{name}");
+        if let Some(group) = group.filter(|_| !others.is_empty()) {
+            assert_eq!(hosts(&group.others), others, "{name}");
+        }
+    }
+}
+
+#[test]
 fn slices_of_others_are_ignored() {
     let mut foreign = demo_slice(&[(9, 'r', HERE)]);
     foreign.service = ServiceName::new("default", "other");
@@ -131,6 +172,7 @@ fn services_as_the_api_has_them() {
     }))
     .expect("it has an address");
     assert_eq!(whole.cluster_ips, [Ipv4Addr::new(10, 96, 0, 10)]);
+    assert_eq!(whole.cluster_ips6, [Ipv6Addr::new(0xFD00, 0, 0, 0, 0, 0, 0, 0x10)]);
     let seen: Vec<_> =
         whole.ports.iter().map(|port| (&*port.name, port.protocol, port.port, port.node_port)).collect();
     let sctp = ("sctp", Protocol::Sctp, 99, None);
@@ -142,7 +184,6 @@ fn services_as_the_api_has_them() {
         ("headless", serde_json::json!({ "clusterIP": "None", "clusterIPs": ["None"] })),
         ("no address yet", serde_json::json!({})),
         ("external name", serde_json::json!({ "type": "ExternalName", "clusterIP": "10.96.0.1" })),
-        ("IPv6 only", serde_json::json!({ "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"] })),
     ] {
         assert_eq!(parse(spec), None, "{name}");
     }
@@ -186,5 +227,5 @@ fn slices_as_the_api_has_them() {
         let endpoint = &slice.endpoints[0];
         assert_eq!((endpoint.ready, endpoint.draining), expect, "{name}");
     }
-    assert_eq!(parse("IPv6", serde_json::json!({})), None);
+    assert_eq!(parse("FQDN", serde_json::json!({})), None);
 }

@@ -1,7 +1,12 @@
 //! Services, EndpointSlices and Nodes as the proxy needs them: parsed once, at the edge, into a fraction of
 //! their size.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::{
     core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService},
@@ -129,6 +134,8 @@ pub struct ServicePort {
 pub struct Service {
     pub name: ServiceName,
     pub cluster_ips: Vec<Ipv4Addr>,
+    /// At which it is reached from pods' sockets.
+    pub cluster_ips6: Vec<Ipv6Addr>,
     /// Addresses that somebody else brings to nodes.
     pub external_ips: Vec<Ipv4Addr>,
     /// Addresses that a load balancer has given.
@@ -152,6 +159,7 @@ impl Service {
         Self {
             name,
             cluster_ips: Vec::new(),
+            cluster_ips6: Vec::new(),
             external_ips: Vec::new(),
             balancer_ips: Vec::new(),
             sources: Vec::new(),
@@ -169,7 +177,7 @@ impl Service {
 /// An endpoint of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Takes new connections.
     pub ready: bool,
     /// Terminating, but still able to serve.
@@ -184,7 +192,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// A ready endpoint of which only the address is known.
-    pub fn ready(address: Ipv4Addr) -> Self {
+    pub fn ready(address: IpAddr) -> Self {
         Self {
             address,
             ready: true,
@@ -197,7 +205,7 @@ impl Endpoint {
     }
 }
 
-/// An EndpointSlice of IPv4 endpoints.
+/// An EndpointSlice of endpoints that have addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     pub service: ServiceName,
@@ -251,12 +259,11 @@ pub fn service(object: &ApiService) -> Option<Service> {
     if spec.type_.as_deref() == Some("ExternalName") || object.labels().contains_key(PROXY_NAME) {
         return None;
     }
-    let mut cluster_ips: Vec<Ipv4Addr> =
-        spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect();
-    if cluster_ips.is_empty() {
-        cluster_ips.extend(spec.cluster_ip.as_ref().and_then(|address| address.parse::<Ipv4Addr>().ok()));
+    let mut cluster: Vec<IpAddr> = addresses(spec.cluster_ips.iter().flatten());
+    if cluster.is_empty() {
+        cluster = addresses(spec.cluster_ip.iter());
     }
-    if cluster_ips.is_empty() {
+    if cluster.is_empty() {
         return None;
     }
     let ports = spec.ports.iter().flatten().filter_map(|port| {
@@ -277,7 +284,8 @@ pub fn service(object: &ApiService) -> Option<Service> {
     });
     Some(Service {
         name: ServiceName::new(&object.namespace()?, &object.name_any()),
-        cluster_ips,
+        cluster_ips: cluster.iter().filter_map(ipv4).collect(),
+        cluster_ips6: cluster.iter().filter_map(ipv6).collect(),
         external_ips: addresses(spec.external_ips.iter().flatten()),
         balancer_ips: balancer_ips(object),
         sources: spec
@@ -299,8 +307,23 @@ pub fn service(object: &ApiService) -> Option<Service> {
     })
 }
 
-fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<Ipv4Addr> {
+/// Those of the family that is asked for.
+fn addresses<'a, A: FromStr>(texts: impl Iterator<Item = &'a String>) -> Vec<A> {
     texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+pub(crate) fn ipv4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    }
+}
+
+pub(crate) fn ipv6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(*v6),
+    }
 }
 
 /// Those at which nodes see the packets; what a balancer answers itself (ipMode Proxy) is its own.
@@ -318,9 +341,9 @@ fn policy(text: Option<&str>) -> Policy {
     if text == Some("Local") { Policy::Local } else { Policy::Cluster }
 }
 
-/// `None` for slices of other address families and of no Service.
+/// `None` for slices of names and of no Service.
 pub fn slice(object: &ApiSlice) -> Option<Slice> {
-    if object.address_type != "IPv4" {
+    if !matches!(object.address_type.as_str(), "IPv4" | "IPv6") {
         return None;
     }
     let service = object.labels().get("kubernetes.io/service-name")?;

@@ -21,9 +21,10 @@ use crate::{
     generation::{Change, Generation, Placed},
     gone::Gone,
     maps::{MapAccess, ServiceMaps},
-    plan::{Group, GroupKey, Reach, ServicePlan},
+    plan::{Group, GroupKey, Reach, ServicePlan, Six},
     service::ServiceName,
     slots::{Run, Slots},
+    standins::{NoStandIn, StandIns},
 };
 
 /// Why a part of a plan is not in the maps. The rest of it is.
@@ -48,6 +49,8 @@ pub enum Limit {
     Services,
     Backends,
     Sources,
+    /// IPv6 addresses of Services and backends.
+    Addresses,
     /// That of the layout, which nobody can raise.
     BackendsOfOne,
 }
@@ -60,6 +63,7 @@ impl Limit {
             Self::Services => Some("--limit-services"),
             Self::Backends => Some("--limit-backends"),
             Self::Sources => Some("--limit-sources"),
+            Self::Addresses => Some("--limit-addresses"),
             Self::BackendsOfOne => None,
         }
     }
@@ -72,6 +76,7 @@ impl fmt::Display for Limit {
             Self::Services => "services",
             Self::Backends => "backends",
             Self::Sources => "sources",
+            Self::Addresses => "IPv6 addresses",
             Self::BackendsOfOne => "backends of one Service",
         })
     }
@@ -101,6 +106,7 @@ pub struct Table {
     adopted_groups: BTreeMap<u32, Placed>,
     adopted_frontends: BTreeMap<Frontend, u32>,
     adopted_addresses: BTreeSet<Frontend>,
+    standins: StandIns,
     slots: Slots,
     indexes: Slots,
     limits: TableLimits,
@@ -114,6 +120,7 @@ pub struct TableLimits {
     pub services: u32,
     pub backends: u32,
     pub sources: u32,
+    pub addresses: u32,
 }
 
 impl Table {
@@ -130,6 +137,7 @@ impl Table {
             adopted_groups: BTreeMap::new(),
             adopted_frontends: BTreeMap::new(),
             adopted_addresses: BTreeSet::new(),
+            standins: StandIns::adopt(maps, limits.addresses)?,
             slots: Slots::new(limits.backends.min(pith_abi::MAX_SLOTS)),
             indexes: Slots::new(limits.services),
             limits,
@@ -165,6 +173,33 @@ impl Table {
     /// Makes the maps hold what `plan` says of its Service. Returns what could not be done; a later call
     /// with the same plan tries again.
     pub fn apply(&mut self, maps: &mut impl ServiceMaps, plan: &ServicePlan) -> Vec<ApplyError> {
+        let mut errors = Vec::new();
+        let mut whole = None;
+        if plan.six != Six::default() {
+            let (resolved, lacking) = self.standins.resolve(maps, &plan.service, &plan.six);
+            let service = || plan.service.clone();
+            errors.extend(lacking.map(|lacking| match lacking {
+                NoStandIn::Full => {
+                    let (limit, max) = (Limit::Addresses, self.limits.addresses);
+                    ApplyError::Limit { service: service(), limit, max }
+                }
+                NoStandIn::Map(source) => ApplyError::Map { service: service(), source },
+            }));
+            let whole = whole.insert(plan.clone());
+            whole.groups.extend(resolved.groups);
+            whole.frontends.extend(resolved.frontends);
+        }
+        let failed = self.apply_resolved(maps, whole.as_ref().unwrap_or(plan));
+        // Where something failed an old generation may go on, and needs its addresses.
+        if failed.is_empty() {
+            self.standins.settle(&plan.service, &plan.six);
+        }
+        errors.extend(failed);
+        errors
+    }
+
+    /// The same, with every IPv6 address by its stand-in.
+    fn apply_resolved(&mut self, maps: &mut impl ServiceMaps, plan: &ServicePlan) -> Vec<ApplyError> {
         let mut errors = Vec::new();
         let mut owned = self.services.remove(&plan.service).unwrap_or_default();
         for (key, group) in &plan.groups {
@@ -247,17 +282,19 @@ impl Table {
 
     /// Lets time pass for what is remembered of backends that are gone.
     pub fn tick(&mut self, maps: &mut impl ServiceMaps) -> Result<(), MapAccess> {
-        self.gone.tick(maps)
+        self.gone.tick(maps)?;
+        self.standins.tick(maps)
     }
 
     /// How full the maps are: name, entries, and how many there can be.
-    pub fn fill(&self) -> [(&'static str, usize, u32); 3] {
+    pub fn fill(&self) -> [(&'static str, usize, u32); 4] {
         let frontends = self.frontends.len() + self.addresses.len() + self.gone.len();
-        let TableLimits { frontends: max_frontends, services, backends, .. } = self.limits;
+        let TableLimits { frontends: max_frontends, services, backends, addresses, .. } = self.limits;
         [
             (map_name::FRONTENDS, frontends, max_frontends),
             (map_name::SERVICES, self.indexes.used() as usize, services),
             (map_name::BACKENDS, self.slots.used() as usize, backends),
+            (map_name::ADDRESSES, self.standins.len(), addresses),
         ]
     }
 
@@ -493,15 +530,20 @@ fn is_counted(key: &GroupKey) -> bool {
     key.reach == Reach::Internal
 }
 
-/// A frontend in words.
-pub(crate) fn show(frontend: &Frontend) -> String {
-    let port = u16::from_be(frontend.port_be);
-    let protocol = match frontend.proto {
+/// Its protocol's name.
+pub(crate) fn protocol(frontend: &Frontend) -> &'static str {
+    match frontend.proto {
         pith_abi::proto::TCP => "TCP",
         pith_abi::proto::UDP => "UDP",
         pith_abi::proto::SCTP => "SCTP",
         _ => "any",
-    };
+    }
+}
+
+/// A frontend in words; one of IPv6 by its stand-in.
+pub(crate) fn show(frontend: &Frontend) -> String {
+    let port = u16::from_be(frontend.port_be);
+    let protocol = protocol(frontend);
     match frontend.addr_be {
         0 => format!("node port {port}/{protocol}"),
         addr_be => format!("{}:{port}/{protocol}", Ipv4Addr::from(addr_be.to_ne_bytes())),

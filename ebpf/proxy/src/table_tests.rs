@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use pith_abi::{Backend, Frontend, FrontendTarget, Head, Service as Entry, SourceKey, map_name};
+use pith_abi::{
+    Address6, Backend, Frontend, FrontendTarget, Head, Service as Entry, SourceKey, StandIn, map_name,
+};
 use pith_core::{
     Tables,
     host::Memory,
@@ -22,19 +24,21 @@ use crate::{
     table::{ApplyError, Limit, Table, TableLimits},
 };
 
-const LIMITS: TableLimits = TableLimits { frontends: 8, services: 8, backends: 64, sources: 8 };
+pub(crate) const LIMITS: TableLimits =
+    TableLimits { frontends: 8, services: 8, backends: 64, sources: 8, addresses: 8 };
 
 /// Maps in memory that look every watched frontend up after each write.
 #[derive(Default)]
-struct Watched {
+pub(crate) struct Watched {
     memory: Memory,
     /// Backends of which a lookup must find one, by frontend; where there are none it must find none.
     allowed: BTreeMap<Frontend, HashSet<SocketAddrV4>>,
+    pub(crate) addresses: BTreeMap<Address6, StandIn>,
     writes: usize,
 }
 
 impl Watched {
-    fn lookup(&self, frontend: &Frontend) -> Option<SocketAddrV4> {
+    pub(crate) fn lookup(&self, frontend: &Frontend) -> Option<SocketAddrV4> {
         let index = self.memory.frontend(frontend)?.service(frontend)?;
         match select(&self.memory, index, Client::Socket) {
             Selection::Chosen(choice) => {
@@ -115,6 +119,22 @@ impl ServiceMaps for Watched {
         let all = |ranges: &[Cidr]| -> Vec<_> { ranges.iter().map(key).collect() };
         sources.retain(|source| !all(old).contains(source) && !all(new).contains(source));
         sources.extend(all(new));
+        Ok(())
+    }
+
+    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess> {
+        Ok(self.addresses.iter().map(|(address, standin)| (*address, *standin)).collect())
+    }
+
+    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess> {
+        assert!((1..LIMITS.addresses).contains(&standin.index()));
+        assert!(!self.addresses.values().any(|used| *used == standin), "another address has it");
+        self.addresses.insert(address, standin);
+        Ok(())
+    }
+
+    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess> {
+        self.addresses.remove(&address);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ fn service(of: &str) -> Event {
 }
 
 fn slice(slice: &str, of: &str, hosts: &[u8]) -> Event {
-    let endpoint = |host: &u8| Endpoint::ready(Ipv4Addr::new(10, 244, 0, *host));
+    let endpoint = |host: &u8| Endpoint::ready([10, 244, 0, *host].into());
     let ports = vec![(Arc::from(""), Protocol::Tcp, 8080)];
     let endpoints = hosts.iter().map(endpoint).collect();
     Event::Slice(Change::Is(name(slice), Some(Slice { service: name(of), ports, endpoints })))

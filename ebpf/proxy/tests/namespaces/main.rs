@@ -8,6 +8,7 @@ mod pods;
 mod restarts;
 mod services;
 mod socket;
+mod socket6;
 mod support;
 mod uplink;
 mod verifier;

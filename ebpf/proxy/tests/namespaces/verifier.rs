@@ -10,7 +10,7 @@ use crate::support::{Sandbox, network::Nodes};
 /// kernels, which walk the same program differently.
 const CEILINGS: [(&str, u32); 12] = [
     ("connect4", 8_000),
-    ("connect6", 8_000),
+    ("connect6", 12_000),
     ("sendmsg4", 25_000),
     ("sendmsg6", 25_000),
     ("recvmsg4", 1_000),
