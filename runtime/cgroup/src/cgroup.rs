@@ -21,6 +21,9 @@ use crate::limits::{self, Step, Write};
 /// Every container is measured and limited by these.
 const ALWAYS: [Controller; 3] = [Controller::Memory, Controller::Cpu, Controller::Pids];
 
+/// What the v2 tree does without a controller: stopping a container (and killing whoever forks), counting its time.
+const ALWAYS_ON_V1: [Controller; 2] = [Controller::Freezer, Controller::Cpuacct];
+
 const DIR_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// Moving processes along is repeated until a pass finds nobody new: a fork can race with each pass.
@@ -61,6 +64,11 @@ impl Cgroup {
         }
         for root in cgroup.v1_roots_of(&ALWAYS) {
             make_dir(root, path)?;
+        }
+        if hierarchy.v2_root().is_none() {
+            for root in cgroup.v1_roots_of(&ALWAYS_ON_V1) {
+                make_dir(root, path)?;
+            }
         }
         Ok(cgroup)
     }
@@ -162,10 +170,37 @@ impl Cgroup {
                         self.write(&second)?;
                     }
                 },
+                Step::CpuPeriod(period) => self.set_cpu_period(period)?,
+                Step::SwapBeyondMemory(total) => self.set_swap_beyond_memory(total)?,
                 Step::DeviceProgram(rules) => self.attach_device_program(&rules)?,
             }
         }
         Ok(())
+    }
+
+    /// `cpu.max` is "QUOTA PERIOD" (Documentation/admin-guide/cgroup-v2.rst).
+    fn set_cpu_period(&self, period: u64) -> Result<()> {
+        let in_force = self.read_v2(Controller::Cpu, "cpu.max")?;
+        let quota = in_force.split_whitespace().next().unwrap_or("max");
+        let (file, value) = ("cpu.max".to_owned(), format!("{quota} {period}"));
+        self.write(&Write { controller: Controller::Cpu, file, value })
+    }
+
+    fn set_swap_beyond_memory(&self, total: i64) -> Result<()> {
+        let in_force = self.read_v2(Controller::Memory, "memory.max")?;
+        let limit: i64 = in_force.trim().parse().map_err(|_| limits::swap_alone(total))?;
+        if total < limit {
+            let reason = "it counts memory and swap together: at least the memory limit in force";
+            return Err(Error::BadValue { field: "memory.swap", value: total.to_string(), reason });
+        }
+        let (file, value) = ("memory.swap.max".to_owned(), (total - limit).to_string());
+        self.write(&Write { controller: Controller::Memory, file, value })
+    }
+
+    fn read_v2(&self, controller: Controller, name: &str) -> Result<String> {
+        let dir =
+            self.dir_of(controller).ok_or_else(|| Error::NoController { controller, wanted: name.into() })?;
+        file::read(&dir.join(name))
     }
 
     /// v2: the program stays with the cgroup; a second call exchanges it.

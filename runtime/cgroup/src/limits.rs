@@ -39,6 +39,10 @@ pub enum Step {
     Pair(Write, Write),
     /// Written only where the file exists: an extra that older kernels lack.
     IfPresent(Write),
+    /// v2 keeps quota and period in one file: a period alone keeps the quota that is in force.
+    CpuPeriod(u64),
+    /// v2 counts swap alone: it gets what memory and swap together have beyond the memory limit in force.
+    SwapBeyondMemory(i64),
     /// v2 has no device controller: an eBPF program on the cgroup decides (BPF_PROG_TYPE_CGROUP_DEVICE).
     DeviceProgram(devices::Rules),
 }
@@ -179,8 +183,14 @@ impl Plan<'_> {
                 if let Some(n) = limit {
                     self.write(Controller::Memory, "memory.max", or_max(n));
                 }
-                if let Some(swap) = v2_swap(limit, swap)? {
-                    self.write(Controller::Memory, "memory.swap.max", swap);
+                match (limit, swap) {
+                    (_, None) => {}
+                    (_, Some(-1)) => self.write(Controller::Memory, "memory.swap.max", "max"),
+                    (Some(limit), Some(swap)) if limit > 0 => {
+                        self.write(Controller::Memory, "memory.swap.max", swap - limit);
+                    }
+                    (None, Some(swap)) => self.steps.push(Step::SwapBeyondMemory(swap)),
+                    (Some(_), Some(swap)) => return Err(swap_alone(swap)),
                 }
                 if let Some(n) = reservation {
                     self.write(Controller::Memory, "memory.low", or_max(n));
@@ -228,8 +238,7 @@ impl Plan<'_> {
                         self.write(Controller::Cpu, "cpu.max", format!("{} {period}", or_max(quota)));
                     }
                     (Some(quota), None) => self.write(Controller::Cpu, "cpu.max", or_max(quota)),
-                    // A period alone keeps the quota, which a plan cannot know: "max" is what a new cgroup has.
-                    (None, Some(period)) => self.write(Controller::Cpu, "cpu.max", format!("max {period}")),
+                    (None, Some(period)) => self.steps.push(Step::CpuPeriod(period)),
                     (None, None) => {}
                 }
                 if let Some(n) = cpu.burst() {
@@ -394,14 +403,9 @@ fn or_max(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-/// OCI counts memory and swap together, v2 counts swap alone.
-fn v2_swap(limit: Option<i64>, swap: Option<i64>) -> Result<Option<String>> {
-    match (limit, swap) {
-        (_, None) => Ok(None),
-        (_, Some(-1)) => Ok(Some("max".to_owned())),
-        (Some(limit), Some(swap)) if limit > 0 => Ok(Some((swap - limit).to_string())),
-        (_, Some(swap)) => Err(bad("memory.swap", swap, "without memory.limit it says nothing about swap")),
-    }
+/// OCI counts memory and swap together.
+pub(crate) fn swap_alone(swap: i64) -> Error {
+    bad("memory.swap", swap, "without memory.limit it says nothing about swap")
 }
 
 /// cpu shares (2…262144, normally 1024) → v2 weight (1…10000, normally 100), so that all three points meet:

@@ -15,6 +15,8 @@ fn words(hierarchy: &Hierarchy, resources: Value) -> Result<Vec<String>> {
             Step::Write(write) => write.to_string(),
             Step::Pair(first, second) => format!("{first} & {second}"),
             Step::IfPresent(write) => format!("{write}?"),
+            Step::CpuPeriod(period) => format!("cpu.max ← … {period}"),
+            Step::SwapBeyondMemory(total) => format!("memory.swap.max ← {total} - memory.max"),
             Step::DeviceProgram(rules) => {
                 let rules: Vec<String> =
                     rules.iter().map(|r| format!("{}{r}", if r.allow { '+' } else { '-' })).collect();
@@ -63,6 +65,18 @@ fn plan_table() {
             resources: json!({"cpu": {"quota": -1, "period": 100000}}),
             v1: &["cpu.cfs_period_us ← 100000 & cpu.cfs_quota_us ← -1"],
             v2: &["cpu.max ← max 100000"],
+        },
+        Case {
+            name: "period alone",
+            resources: json!({"cpu": {"period": 50000}}),
+            v1: &["cpu.cfs_period_us ← 50000"],
+            v2: &["cpu.max ← … 50000"],
+        },
+        Case {
+            name: "swap alone",
+            resources: json!({"memory": {"swap": 8192}}),
+            v1: &["memory.memsw.limit_in_bytes ← 8192"],
+            v2: &["memory.swap.max ← 8192 - memory.max"],
         },
         Case {
             name: "burst and idle",
@@ -146,7 +160,12 @@ fn refusals_table() {
             json!({"memory": {"limit": 4096, "swap": 1024}}),
             "memory.swap is 1024",
         ),
-        ("swap without memory", all_v2(), json!({"memory": {"swap": 1024}}), "without memory.limit"),
+        (
+            "swap without a memory limit",
+            all_v2(),
+            json!({"memory": {"limit": -1, "swap": 1024}}),
+            "without memory.limit",
+        ),
         ("below -1", all_v1(), json!({"memory": {"limit": -2}}), "memory.limit is -2"),
         ("swappiness", all_v1(), json!({"memory": {"swappiness": 101}}), "from 0 to 100"),
         ("v1 only", all_v2(), json!({"memory": {"swappiness": 10}}), "memory.swappiness does not exist"),

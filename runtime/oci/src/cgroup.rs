@@ -145,6 +145,10 @@ fn in_words(hierarchy: &Hierarchy, resources: &LinuxResources) -> String {
                 writes.push(write.to_string());
             }
             Step::Pair(first, second) => writes.extend([first.to_string(), second.to_string()]),
+            Step::CpuPeriod(period) => writes.push(format!("cpu.max ← the quota in force, {period}")),
+            Step::SwapBeyondMemory(total) => {
+                writes.push(format!("memory.swap.max ← {total} less memory.max"));
+            }
             Step::DeviceProgram(_) => writes.push("bpf BPF_PROG_ATTACH the device rules".to_owned()),
             Step::Write(_) | Step::IfPresent(_) => devices += 1,
         }
