@@ -102,6 +102,10 @@ fn new_state(bundle: &Bundle, folder: &Folder, place: Place) -> Result<State> {
         creator: own.ok_or(Error::NotRunning)?,
         process: None,
         cgroup: Some(place),
+        covered: match compile::mounts_in_the_callers_namespace(&bundle.spec) {
+            true => Some(delete::mount_at(&bundle.rootfs())?),
+            false => None,
+        },
         has_program: bundle.spec.process().is_some(),
         own_pids: namespaces.any(|namespace| namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid),
         config_version: bundle.spec.version().clone(),

@@ -58,7 +58,30 @@ pub(crate) fn remove(folder: &Folder, state: &State, force: bool) -> Result<()> 
     if let Some(place) = &state.cgroup {
         place.remove()?;
     }
+    if let Some(covered) = state.covered {
+        uncover(&state.rootfs, covered)?;
+    }
     folder.remove()
+}
+
+/// The id of the mount that is seen at a path.
+pub(crate) fn mount_at(path: &Path) -> Result<u64> {
+    let (flags, wanted) = (rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::MNT_ID);
+    let found = rustix::fs::statx(rustix::fs::CWD, path, flags, wanted);
+    found.map(|found| found.stx_mnt_id).map_err(|errno| Error::io("look at", path)(errno.into()))
+}
+
+/// Takes away what covers a container's root folder, with all that is mounted on it.
+fn uncover(rootfs: &Path, covered: u64) -> Result<()> {
+    while rootfs.exists() && mount_at(rootfs)? != covered {
+        match rustix::mount::unmount(rootfs, rustix::mount::UnmountFlags::DETACH) {
+            Ok(()) => {}
+            // Nothing is mounted there: the one that was covered has gone as well.
+            Err(rustix::io::Errno::INVAL) => return Ok(()),
+            Err(errno) => return Err(Error::io("unmount", rootfs)(errno.into())),
+        }
+    }
+    Ok(())
 }
 
 /// Ends a container's processes and waits until the first is gone.

@@ -39,7 +39,11 @@ pub(crate) fn exec(
     }
     let target = state.process.ok_or(Error::NotRunning)?;
     let pidfd = target.open()?.ok_or(Error::NotRunning)?;
-    let spec = read_spec(folder, log)?;
+    let mut spec = read_spec(folder, log)?;
+    if let Some(root) = spec.root_mut() {
+        // The file's may be relative to its bundle.
+        root.set_path(state.rootfs.clone());
+    }
     let process = process(&spec, flags, words, inherited, log)?;
     let detach = flags.is_set("detach");
     let socket = flags.get("console-socket");

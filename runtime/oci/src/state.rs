@@ -106,6 +106,10 @@ pub(crate) struct State {
     /// From when it has been created.
     pub(crate) process: Option<Identified>,
     pub(crate) cgroup: Option<Place>,
+    /// Without a mount namespace of its own the container's root covers `rootfs` in the caller's: the mount
+    /// (statx(2), stx_mnt_id) that is to be seen there again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) covered: Option<u64>,
     pub(crate) has_program: bool,
     pub(crate) own_pids: bool,
     /// The specification's version that its configuration names.

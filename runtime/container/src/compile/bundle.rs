@@ -155,12 +155,11 @@ pub(super) fn names(spec: &Spec, namespaces: &Namespaces, caller: bool) -> Resul
     Ok(hostname.into_iter().chain(domainname).collect())
 }
 
-/// Without a mount namespace every mount would be the host's.
-pub(super) fn refuse_mounts(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
+/// What covers parts of a root, or changes how it is mounted, takes a mount namespace, as with runc.
+pub(super) fn refuse_restrictions(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
     let some = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|paths| !paths.is_empty());
     let root = spec.root().as_ref();
-    let wanted = spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())
-        || some(linux.masked_paths())
+    let wanted = some(linux.masked_paths())
         || some(linux.readonly_paths())
         || root.is_some_and(|root| root.readonly().unwrap_or(false))
         || linux.rootfs_propagation().as_ref().is_some_and(|name| !name.is_empty());

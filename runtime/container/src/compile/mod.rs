@@ -23,7 +23,7 @@ mod process;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use crate::plan::{Enter, MAX_SLOTS, Namespace, Plan, Propagation, Slot, Stage, Step};
 use crate::seccomp;
@@ -133,10 +133,10 @@ fn plan(spec: &Spec, options: &Options, caller: Option<&Caller>) -> Result<Plan,
         last: vec![],
         exec: process.map_or_else(|| Ok(process::no_program()), process::exec)?,
     };
-    if namespaces.has_mount() {
+    if namespaces.has_mount() || mounts_in_the_callers_namespace(spec) {
         root_and_mounts(spec, &linux, options, caller, &namespaces, &mut slots, &mut plan)?;
     } else {
-        bundle::refuse_mounts(spec, &linux)?;
+        bundle::refuse_restrictions(spec, &linux)?;
         plan.steps.push(Step::ChangeRoot { at: root.path().clone() });
     }
     if let Some(process) = process {
@@ -210,9 +210,20 @@ fn root_and_mounts(
     plan.outside.append(&mut mounts.outside);
 
     let steps = &mut plan.steps;
-    steps.push(Step::IsolateMounts);
-    let place = Step::PlaceRoot { slot: root_slot, at };
-    if outside {
+    let place = Step::PlaceRoot { slot: root_slot, at: at.clone() };
+    if !namespaces.has_mount() {
+        // The root covers `root.path` where its caller sees it too, and everything else is mounted on it: nothing of
+        // the caller's changes, and who takes it off there takes off all.
+        bundle::refuse_restrictions(spec, linux)?;
+        let (attributes, propagation) = (Default::default(), Some(Propagation::Private));
+        steps.extend([
+            make_root,
+            Step::SetAttributes { slot: root_slot, attributes, propagation, recursive: true },
+        ]);
+        steps.append(&mut mounts.make);
+        steps.push(place);
+    } else if outside {
+        steps.push(Step::IsolateMounts);
         let slave = Some(Propagation::Slave);
         let attributes = Default::default();
         plan.outside.extend([
@@ -223,7 +234,7 @@ fn root_and_mounts(
         steps.extend([place, Step::NamespaceRoot]);
         steps.append(&mut mounts.make);
     } else {
-        steps.push(make_root);
+        steps.extend([Step::IsolateMounts, make_root]);
         steps.extend(users.then_some(Step::NamespaceRoot));
         steps.append(&mut mounts.make);
         // Last, so that a copy of the host's tree does not have the root in it.
@@ -240,7 +251,11 @@ fn root_and_mounts(
     if !hooks.is_empty() {
         steps.push(Step::RunHooks { stage: Stage::CreateContainer, hooks });
     }
-    steps.push(Step::EnterRoot { how: caller.map_or(Enter::Pivot, |caller| caller.enter) });
+    steps.push(if namespaces.has_mount() {
+        Step::EnterRoot { how: caller.map_or(Enter::Pivot, |caller| caller.enter) }
+    } else {
+        Step::ChangeRoot { at }
+    });
     steps.extend(bundle::sysctls(linux, namespaces, caller.is_some())?);
     steps.extend(bundle::names(spec, namespaces, caller.is_some())?);
     steps.extend(match spec.process() {
@@ -249,6 +264,14 @@ fn root_and_mounts(
     });
     steps.append(&mut mounts.cover);
     Ok(())
+}
+
+/// Whether a container's mounts are made where its caller's are: it has some, and no mount namespace to have them in.
+#[must_use]
+pub fn mounts_in_the_callers_namespace(spec: &Spec) -> bool {
+    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let own = listed.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
+    !own && spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())
 }
 
 /// Parts of a spec that have no effect, in words: as mount(2) has it, and as people are used to.
@@ -294,7 +317,14 @@ fn join(
     steps.extend(cpus(affinity.and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?);
     steps.extend([Step::Undumpable, Step::DieWithParent]);
     steps.extend(process.oom_score_adj().map(|value| Step::OomScore { value }));
-    steps.push(Step::JoinTarget { namespaces });
+    let changes_root = !namespaces.contains(&Namespace::Mount);
+    if !namespaces.is_empty() {
+        steps.push(Step::JoinTarget { namespaces });
+    }
+    if changes_root {
+        let root = spec.root().as_ref().ok_or(CompileError::Missing { field: "root" })?;
+        steps.push(Step::ChangeRoot { at: root.path().clone() });
+    }
     steps.extend(process::terminal(process, false)?);
     steps.extend(process::labels(process, &Linux::default()));
     steps.push(Step::WorkingDirectory { path: process.cwd().clone() });

@@ -11,6 +11,7 @@ use crate::bundle::Bundle;
 pub(crate) const TESTS: &[Test] = &[
     ("namespaces_by_path", namespaces_by_path),
     ("namespaces_left_out", namespaces_left_out),
+    ("no_mount_namespace", no_mount_namespace),
     ("user_namespaces", user_namespaces),
     ("mapped_mounts", mapped_mounts),
     ("mounts", mounts),
@@ -59,14 +60,44 @@ fn namespaces_left_out() {
         mount.as_str().is_some_and(|mount| mount.contains("/pith-oci-test/inherited /sys/fs/cgroup"))
     });
     assert!(cgroup, "its own cgroup, and not the host's: {:#}", facts["mounts"]);
-    // Without a mount namespace either: a changed root, and no mount.
+}
+
+/// Nor a mount namespace: what is mounted is seen outside as well, below the root alone, and goes with the container.
+fn no_mount_namespace() {
+    let mut bundle = Bundle::new("unmounted");
     bundle.config["linux"]["namespaces"] = json!([]);
-    bundle.args(&["try", "list /srv"]);
+    bundle.config["hostname"] = Value::Null;
     bundle.run().refused("linux.namespaces[mount] is missing");
-    bundle.config["mounts"] = json!([]);
     bundle.config["linux"]["maskedPaths"] = json!([]);
     bundle.config["linux"]["readonlyPaths"] = json!([]);
-    assert_eq!(bundle.run().ok(), "list /srv: 0\n");
+    let before = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let facts = bundle.facts();
+    for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user", "time"] {
+        let own = fs::read_link(format!("/proc/self/ns/{kind}")).expect("a link").display().to_string();
+        assert_eq!(facts["namespaces"][kind], own, "{kind}");
+    }
+    assert_eq!(facts["devices"]["null"], "c 1:3 666 0:0");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").expect("mounts"), before);
+    // By exec, too, nobody gets at the host's root.
+    bundle.args(&["wait"]);
+    bundle.create().ok();
+    bundle.oci(&["start", "unmounted"]).ok();
+    let words = ["exec", "unmounted", "guest", "try", "list /srv", "mkdir /srv/made"];
+    assert_eq!(bundle.oci(&words).ok(), "list /srv: 0\nmkdir /srv/made: done\n");
+    assert!(bundle.path("rootfs/srv/made").exists() && bundle.path("rootfs/dev/null").exists());
+    bundle.oci(&["delete", "--force", "unmounted"]).ok();
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").expect("mounts"), before);
+    assert!(!bundle.path("rootfs/dev/null").exists());
+    // What cannot be mounted leaves nothing either.
+    bundle.config["mounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .push(json!({ "destination": "/x", "type": "nofs" }));
+    bundle.create().refused("nofs");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").expect("mounts"), before);
+    bundle.config["mounts"] = json!([]);
+    bundle.args(&["try", "list /srv", "list /dev"]);
+    assert_eq!(bundle.run().ok(), "list /srv: 1\nlist /dev: 0\n");
 }
 
 fn with_users(bundle: &mut Bundle) {
