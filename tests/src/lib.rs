@@ -12,4 +12,4 @@ pub mod vm;
 pub use cluster::Cluster;
 pub use kubectl::{Kubectl, Reply};
 pub use machine::Snapshot;
-pub use program::{bin_dir, images_dir, missing_right, tools_dir, until};
+pub use program::{bin_dir, images_dir, missing_right, test_program, tools_dir, until};

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+
 /// Why end-to-end tests cannot run here; `None` when they can. Callers print it as a loud skip.
 pub fn missing_right() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
@@ -20,6 +22,27 @@ pub fn bin_dir() -> PathBuf {
     // A test binary is target/<triple>/<profile>/deps/name-hash.
     let exe = std::env::current_exe().expect("a running test knows its own file");
     exe.ancestors().nth(2).expect("cargo's layout has a profile folder").to_owned()
+}
+
+/// The executable of another crate's test, which is static like everything and so runs anywhere.
+///
+/// # Errors
+/// `cargo xtask test` has not built it.
+pub fn test_program(name: &str) -> Result<PathBuf> {
+    let folder = bin_dir().join("deps");
+    let list = || format!("list {}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(list)? {
+        let entry = entry.with_context(list)?;
+        let file = entry.file_name().to_string_lossy().into_owned();
+        // NAME-HASH; beside it stands NAME-HASH.d, and those of earlier builds with other features.
+        if file.rsplit_once('-').is_some_and(|(stem, hash)| stem == name && !hash.contains('.')) {
+            let built = entry.metadata().and_then(|metadata| metadata.modified()).with_context(list)?;
+            found.push((built, entry.path()));
+        }
+    }
+    let newest = found.into_iter().max().map(|(_, path)| path);
+    newest.with_context(|| format!("{} holds no {name}: run `cargo xtask test`", folder.display()))
 }
 
 /// Where `cargo xtask image` writes the demo and probe images.
@@ -43,7 +66,11 @@ pub(crate) fn folder(variable: &str, below_root: &str) -> PathBuf {
 ///
 /// # Panics
 /// With the last reason when `deadline` is over.
-pub fn until<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+pub fn until<T>(
+    what: &str,
+    deadline: Duration,
+    mut attempt: impl FnMut() -> std::result::Result<T, String>,
+) -> T {
     let end = Instant::now() + deadline;
     loop {
         match attempt() {

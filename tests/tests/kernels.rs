@@ -1,18 +1,35 @@
 //! Other kernels, in virtual machines: Debian's 6.12 with a pure cgroup v2 hierarchy, where everything works, and 6.1,
-//! which pith refuses by name.
+//! where a cluster is refused by name and single containers run, with the version 1 hierarchies alone.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pith_tests::images_dir;
 use pith_tests::vm::{Console, Vm};
+use pith_tests::{bin_dir, images_dir, test_program};
 
 const DEADLINE: Duration = Duration::from_secs(900);
 
+/// The tests of the runtime and of the cgroups below it, which kernels/containers.sh runs.
+const CONTAINERS: [(&str, &str); 2] = [("runtime", "bin/runtime-tests"), ("real", "bin/cgroup-tests")];
+
+fn containers() -> anyhow::Result<Vec<(PathBuf, &'static str)>> {
+    let mut files = vec![(bin_dir().join("pith-oci"), "bin/pith-oci")];
+    for (name, to) in CONTAINERS {
+        files.push((test_program(name)?, to));
+    }
+    Ok(files)
+}
+
 /// `None`, after a loud line, where no such machine can be had.
 fn boot(test: &str, series: &str, script: &str, files: &[(&Path, &str)]) -> Option<Console> {
-    match Vm::with_kernel(series) {
-        Ok(vm) => Some(vm.run(script, files, DEADLINE).expect("the machine runs its script")),
+    let prepared = Vm::with_kernel(series).and_then(|vm| Ok((vm, containers()?)));
+    match prepared {
+        Ok((vm, containers)) => {
+            let script = format!("{}\n{script}", include_str!("kernels/containers.sh"));
+            let containers = containers.iter().map(|(from, to)| (from.as_path(), *to));
+            let all: Vec<(&Path, &str)> = containers.chain(files.iter().copied()).collect();
+            Some(vm.run(&script, &all, DEADLINE).expect("the machine runs its script"))
+        }
         Err(error) => {
             eprintln!("SKIPPED: {test}: {error:#}");
             None
@@ -20,7 +37,8 @@ fn boot(test: &str, series: &str, script: &str, files: &[(&Path, &str)]) -> Opti
     }
 }
 
-/// Deployment, limits in the v2 files, Service by NodePort, and nothing left afterwards.
+/// Deployment, limits in the v2 files, Service by NodePort, and nothing left afterwards; then containers by the runtime
+/// alone, and their limits run into.
 #[test]
 fn everything_works_on_6_12_with_pure_cgroup_v2() {
     let test = "everything_works_on_6_12_with_pure_cgroup_v2";
@@ -41,16 +59,20 @@ fn everything_works_on_6_12_with_pure_cgroup_v2() {
         "cpu.max 20000 100000",
         "answered: web-",
         "nothing is left",
+        "containers: ok",
     ] {
         assert!(text.contains(expect), "no {expect:?} in:\n{text}");
     }
 }
 
+/// No cluster, but containers: there with the version 1 hierarchies alone.
 #[test]
 fn a_kernel_without_tcx_is_refused() {
-    let script = "pith up --detach --replicas 1; echo \"up: $?\"; pith doctor; ls /run/pith /var/lib/pith";
+    let script = include_str!("kernels/refusal.sh");
     let Some(console) = boot("a_kernel_without_tcx_is_refused", "6.1", script, &[]) else { return };
-    for expect in ["Linux 6.6 or newer is needed for tcx", "up: 1", "MISSING"] {
+    for expect in
+        ["Linux 6.6 or newer is needed for tcx", "up: 1", "MISSING", "cgroups: v1", "containers: ok"]
+    {
         assert!(console.text.contains(expect), "no {expect:?} in:\n{}", console.text);
     }
     assert!(!console.text.contains("cluster.json"), "nothing is begun:\n{}", console.text);

@@ -39,3 +39,4 @@ for i in 1 2 3 4; do echo "answered: $(wget -q -O - http://$node:31080/ | head -
 pith down
 after=$(ls /sys/fs/cgroup /sys/fs/bpf; ip -o link | cut -d: -f2)
 [ "$before" = "$after" ] && echo "nothing is left"
+containers

@@ -18,6 +18,12 @@ pub(crate) struct Bundle {
     pub(crate) config: Value,
 }
 
+/// The runtime: where `PITH_BIN_DIR` says, as in a virtual machine, else where cargo has put it.
+pub(crate) fn program() -> String {
+    std::env::var("PITH_BIN_DIR")
+        .map_or_else(|_| env!("CARGO_BIN_EXE_pith-oci").to_owned(), |dir| format!("{dir}/pith-oci"))
+}
+
 /// What a command came to.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -104,7 +110,7 @@ impl Bundle {
     }
 
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pith-oci"));
+        let mut command = Command::new(program());
         command.arg("--root").arg(self.path("state")).args(words).current_dir(&self.dir);
         command.stdin(Stdio::null());
         command

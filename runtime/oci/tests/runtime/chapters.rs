@@ -20,14 +20,14 @@ fn chapter(name: &str) {
     let bundle = Bundle::new("chapter");
     let folder = bundle.path("folder");
     std::fs::create_dir_all(&folder).expect("mkdir");
-    let programs = PathBuf::from(env!("CARGO_BIN_EXE_pith-oci"));
+    let programs = PathBuf::from(crate::bundle::program());
     let programs = programs.parent().expect("it stands in a folder").display().to_string();
     let mut shell = Command::new("sh");
     shell.args(["-eu", "-c", &script]).current_dir(&folder);
     shell.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
     let outcome = bundle.finish(shell);
     // Whatever a command that failed left behind.
-    let mut clean = Command::new(env!("CARGO_BIN_EXE_pith-oci"));
+    let mut clean = Command::new(crate::bundle::program());
     clean.args(["--root", "state", "delete", "--force", "box"]).current_dir(&folder);
     bundle.finish(clean).ok();
     assert_eq!(outcome.code, 0, "{name}: {outcome:?}");

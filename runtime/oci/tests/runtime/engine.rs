@@ -35,7 +35,7 @@ impl Engine<'_> {
 /// The runtime as a program with the test's own root, so that whatever is left is deleted with the bundle: podman's
 /// background clean-up does not pass --runtime-flag on. It notes what it is called with.
 fn write_runtime(bundle: &Bundle) {
-    let (oci, state, calls) = (env!("CARGO_BIN_EXE_pith-oci"), bundle.text("state"), bundle.text("calls"));
+    let (oci, state, calls) = (crate::bundle::program(), bundle.text("state"), bundle.text("calls"));
     let script = format!("#!/bin/sh\necho \"$@\" >> {calls}\nexec {oci} --root {state} \"$@\"\n");
     std::fs::write(bundle.path("runtime"), script).expect("write");
     std::fs::set_permissions(bundle.path("runtime"), std::os::unix::fs::PermissionsExt::from_mode(0o755))

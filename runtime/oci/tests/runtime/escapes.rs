@@ -50,7 +50,7 @@ fn descriptors_of_the_host() {
     // A descriptor that the caller left open reaches nobody who was not promised it.
     let call = format!(
         "exec {} --root {} exec escape-fds guest facts 7</etc/passwd 9</",
-        env!("CARGO_BIN_EXE_pith-oci"),
+        crate::bundle::program(),
         bundle.text("state")
     );
     let mut command = std::process::Command::new("/bin/sh");
@@ -62,7 +62,7 @@ fn descriptors_of_the_host() {
 /// CVE-2019-5736: the runtime's file, reached by executing it from inside and opened for writing once it may be.
 fn the_runtimes_executable() {
     let mut bundle = Bundle::new("escape-exe");
-    let before = fs::read(env!("CARGO_BIN_EXE_pith-oci")).expect("the program");
+    let before = fs::read(crate::bundle::program()).expect("the program");
     // As root with every capability, so that no right is what stops it.
     let all = pith_container::compile::capability_names();
     bundle.config["process"]["capabilities"] = json!({ "bounding": all, "effective": all, "permitted": all });
@@ -96,7 +96,7 @@ fn the_runtimes_executable() {
         // Executing it harms nobody.
         bundle.run();
     }
-    assert_eq!(fs::read(env!("CARGO_BIN_EXE_pith-oci")).expect("the program"), before);
+    assert_eq!(fs::read(crate::bundle::program()).expect("the program"), before);
 }
 
 /// CVE-2021-30465: a folder of a shared volume is exchanged with a link while it is mounted on.

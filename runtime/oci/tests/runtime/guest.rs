@@ -98,15 +98,36 @@ fn run(words: &[&str]) -> u8 {
             0
         }
         ["fork", count] => {
-            let children = (0..count.parse().unwrap_or(0))
-                .map(|_| std::process::Command::new("/bin/guest").arg("wait").spawn())
-                .filter(Result::is_ok)
-                .count();
-            println!("{children}");
+            println!("{}", fork(count));
             run(&["wait"])
+        }
+        ["count forks", count] => {
+            println!("{}", fork(count));
+            0
+        }
+        ["eat", mebibytes] => {
+            // Not zeros, which the kernel would not have to keep.
+            let eaten = vec![1_u8; mebibytes.parse::<usize>().unwrap_or(0) << 20];
+            u8::from(std::hint::black_box(eaten).is_empty())
+        }
+        ["burn", milliseconds] => {
+            let length = std::time::Duration::from_millis(milliseconds.parse().unwrap_or(0));
+            let start = std::time::Instant::now();
+            while start.elapsed() < length {
+                std::hint::spin_loop();
+            }
+            0
         }
         _ => 98,
     }
+}
+
+/// How many of so many children could be started. They end with the container.
+fn fork(count: &str) -> usize {
+    (0..count.parse().unwrap_or(0))
+        .map(|_| std::process::Command::new("/bin/guest").arg("wait").spawn())
+        .filter(Result::is_ok)
+        .count()
 }
 
 fn lines(path: &str) -> BTreeMap<String, String> {

@@ -363,7 +363,7 @@ fn descriptors_kept() {
     let mut command = std::process::Command::new("/bin/sh");
     let call = format!(
         "exec {} --root {} run --preserve-fds 2 kept 3</dev/null 4</dev/zero 5</etc/passwd",
-        env!("CARGO_BIN_EXE_pith-oci"),
+        crate::bundle::program(),
         bundle.text("state")
     );
     command.args(["-c", &call]).current_dir(&bundle.dir);
@@ -372,7 +372,7 @@ fn descriptors_kept() {
     let mut command = std::process::Command::new("/bin/sh");
     let call = format!(
         "LISTEN_FDS=1 exec {} --root {} run kept 3</dev/null",
-        env!("CARGO_BIN_EXE_pith-oci"),
+        crate::bundle::program(),
         bundle.text("state")
     );
     command.args(["-c", &call]).current_dir(&bundle.dir);

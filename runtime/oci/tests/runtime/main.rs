@@ -14,6 +14,7 @@ mod guest;
 mod hooks;
 mod killed;
 mod life;
+mod limits;
 mod refusals;
 mod suites;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         suites::TESTS,
         fields::TESTS,
         config::TESTS,
+        limits::TESTS,
         hooks::TESTS,
         escapes::TESTS,
         killed::TESTS,

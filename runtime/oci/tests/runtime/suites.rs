@@ -124,7 +124,7 @@ fn full_disk() {
     let mut bundle = Bundle::new("full");
     bundle.args(&["wait"]);
     bundle.write();
-    let (oci, disk) = (env!("CARGO_BIN_EXE_pith-oci"), bundle.text("disk"));
+    let (oci, disk) = (crate::bundle::program(), bundle.text("disk"));
     fs::create_dir(&disk).expect("mkdir");
     let aside = bundle.text("state");
     let cases = [
