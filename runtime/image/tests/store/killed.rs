@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use nix::libc::user_regs_struct;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -74,6 +75,16 @@ fn work_for_the_killer() {
 
 /// Runs it and kills it before its `n`-th change. Whether it came to its end.
 fn killed_at(work: &str, n: usize) -> bool {
+    let mut changes = 0;
+    traced(work, |_, _| {
+        changes += 1;
+        changes <= n
+    })
+}
+
+/// Runs it as long as `goes_on` says so, which is asked before each change: the thread stands, about to make this call.
+/// Whether it came to its end.
+pub(crate) fn traced(work: &str, goes_on: impl FnMut(Pid, &user_regs_struct) -> bool) -> bool {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "killed::work_for_the_killer", "--nocapture"])
         .env(CHILD, work)
@@ -84,7 +95,7 @@ fn killed_at(work: &str, n: usize) -> bool {
         .expect("start");
     let mut said = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
     assert!(said.any(|line| line.ends_with(READY)), "it ended before its work");
-    let ended = trace(&mut child, n);
+    let ended = trace(&mut child, goes_on);
     if !ended {
         child.kill().expect("it runs");
         // Its threads are the tracer's to reap, and it is gone when they are.
@@ -99,7 +110,7 @@ fn wait() -> WaitStatus {
     waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)).expect("there is one")
 }
 
-fn trace(child: &mut Child, n: usize) -> bool {
+fn trace(child: &mut Child, mut goes_on: impl FnMut(Pid, &user_regs_struct) -> bool) -> bool {
     let pid = Pid::from_raw(child.id().cast_signed());
     let options = Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
     ptrace::seize(pid, options).expect("one's own child can be traced");
@@ -113,7 +124,6 @@ fn trace(child: &mut Child, n: usize) -> bool {
     }
     let go = child.stdin.take().expect("piped").write_all(b"go\n");
     go.expect("it reads");
-    let mut changes = 0;
     let mut entered = std::collections::HashSet::new();
     loop {
         let (thread, signal) = match wait() {
@@ -123,9 +133,8 @@ fn trace(child: &mut Child, n: usize) -> bool {
             WaitStatus::PtraceSyscall(thread) => {
                 if !entered.remove(&thread) {
                     entered.insert(thread);
-                    let number = ptrace::getregs(thread).expect("it is stopped").orig_rax;
-                    changes += usize::from(CHANGES.contains(&number));
-                    if changes > n {
+                    let call = ptrace::getregs(thread).expect("it is stopped");
+                    if CHANGES.contains(&call.orig_rax) && !goes_on(thread, &call) {
                         return false;
                     }
                 }
@@ -144,7 +153,7 @@ fn trace(child: &mut Child, n: usize) -> bool {
 }
 
 /// Every name leads to an image whose layers are whole, and nothing lies about.
-fn check(dir: &Path, expect: &[u8], when: &str) {
+pub(crate) fn check(dir: &Path, expect: &[u8], when: &str) {
     let store = Store::open(dir).unwrap_or_else(|e| panic!("{when}: {e}"));
     assert_eq!(fs::read_dir(dir.join("tmp")).expect("list").count(), 0, "{when}: tmp was not swept");
     for image in store.list().unwrap_or_else(|e| panic!("{when}: {e}")) {
@@ -156,7 +165,7 @@ fn check(dir: &Path, expect: &[u8], when: &str) {
     }
 }
 
-fn app() -> (Parts, Vec<u8>) {
+pub(crate) fn app() -> (Parts, Vec<u8>) {
     let content: &'static [u8] = vec![7_u8; 5000].leak();
     let parts = Parts::new("pith.local/x:v1", vec![tar_of(&[Item::File("bin/sh", content)])]);
     (Parts { compression: Compression::None, ..parts }, content.to_vec())

@@ -7,6 +7,7 @@ mod hostile;
 mod import;
 mod killed;
 mod mirrors;
+mod power;
 mod registry;
 mod server;
 mod support;
