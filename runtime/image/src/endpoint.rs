@@ -99,7 +99,7 @@ impl Endpoint {
         };
         let mut builder = Client::builder()
             .user_agent(concat!("pith/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(timeouts.connect)
+            .connect_timeout(host.connect.unwrap_or(timeouts.connect))
             .read_timeout(timeouts.read)
             .redirect(redirect_policy())
             .referer(false)
@@ -131,7 +131,7 @@ impl Endpoint {
         let mut backoff = BACKOFF_FIRST;
         loop {
             let login = self.login().clone();
-            let mut request = self.client.get(url.clone());
+            let mut request = self.client.get(url.clone()).headers(self.host.headers.clone());
             if let Some(accept) = want.accept {
                 request = request.header(ACCEPT, accept);
             }

@@ -12,12 +12,17 @@
 //! client = [["client.crt", "client.key"]]
 //! skip_verify = false
 //! override_path = false                # the URL is complete: no /v2 is added
+//! dial_timeout = "5s"                  # for a connection to be made
+//! header = { x-team = "a" }            # said in each request; a redirect takes it along, as with containerd
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use crate::error::{At, Error, Result};
@@ -38,6 +43,9 @@ pub(crate) struct Host {
     /// The registry that the reference names, and no mirror.
     pub(crate) is_own: bool,
     pub(crate) tls: Tls,
+    /// For a connection to be made.
+    pub(crate) connect: Option<Duration>,
+    pub(crate) headers: HeaderMap,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -79,6 +87,9 @@ struct Settings {
     skip_verify: bool,
     #[serde(default)]
     override_path: bool,
+    dial_timeout: Option<String>,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany<String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -155,7 +166,8 @@ fn read(dir: &Path, path: &Path, text: &str, own_url: &str) -> Result<Vec<Host>>
     let file: File = toml::from_str(text).map_err(|e| bad(explain(text, &e)))?;
     let mut hosts = Vec::new();
     for (url, settings) in file.host {
-        const KNOWN: [&str; 5] = ["capabilities", "ca", "client", "skip_verify", "override_path"];
+        const KNOWN: [&str; 7] =
+            ["capabilities", "ca", "client", "skip_verify", "override_path", "dial_timeout", "header"];
         let table = settings.as_table().ok_or_else(|| bad(format!("host {url:?} is no table")))?;
         if let Some(unknown) = table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             return Err(bad(format!("host {url:?}: {unknown} is not supported")));
@@ -185,9 +197,9 @@ fn host(dir: &Path, path: &Path, url: &str, settings: &Settings, is_own: bool) -
     if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
         return Err(bad(format!("{url:?} is no address of a web server")));
     }
-    let path = base.path().trim_end_matches('/').to_owned();
-    let complete = settings.override_path || path.ends_with("/v2");
-    base.set_path(&if complete { path } else { format!("{path}/v2") });
+    let given = base.path().trim_end_matches('/').to_owned();
+    let complete = settings.override_path || given.ends_with("/v2");
+    base.set_path(&if complete { given } else { format!("{given}/v2") });
     base.set_query(None);
     let all = [Capability::Pull, Capability::Resolve];
     let capabilities = settings.capabilities.as_deref().unwrap_or(&all);
@@ -202,8 +214,24 @@ fn host(dir: &Path, path: &Path, url: &str, settings: &Settings, is_own: bool) -
             Some([read(certificate)?, b"\n".to_vec(), read(key)?].concat())
         }
     };
+    let connect = match settings.dial_timeout.as_deref() {
+        None => None,
+        Some(text) => Some(duration(text).ok_or_else(|| bad(format!("dial_timeout {text:?} is no time")))?),
+    };
+    let mut headers = HeaderMap::new();
+    for (name, values) in &settings.header {
+        for value in values.as_slice() {
+            let name: HeaderName =
+                name.parse().map_err(|_| bad(format!("header {name:?} is no name of one")))?;
+            let value: HeaderValue =
+                value.parse().map_err(|_| bad(format!("header {name}: it cannot have that value")))?;
+            headers.append(name, value);
+        }
+    }
     Ok(Host {
         base,
+        connect,
+        headers,
         resolve: capabilities.contains(&Capability::Resolve),
         pull: capabilities.contains(&Capability::Pull),
         is_own,
@@ -213,6 +241,18 @@ fn host(dir: &Path, path: &Path, url: &str, settings: &Settings, is_own: bool) -
             skip_verify: settings.skip_verify,
         },
     })
+}
+
+/// A whole number and its unit, as people write it.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        _ => None,
+    }
 }
 
 fn certificates(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -309,7 +349,9 @@ mod tests {
             ("server = 7\n", "invalid type"),
             ("host = [\n", "line 1"),
             ("servr = \"https://a\"\n", "servr"),
-            ("[host.\"https://a\"]\nheader = {}\n", "header is not supported"),
+            ("[host.\"https://a\"]\nproxy = {}\n", "proxy is not supported"),
+            ("[host.\"https://a\"]\nheader = { \"a b\" = \"c\" }\n", "\"a b\" is no name"),
+            ("[host.\"https://a\"]\ndial_timeout = \"soon\"\n", "\"soon\" is no time"),
             ("[host.\"https://a\"]\ncapabilities = [\"eat\"]\n", "unknown variant `eat`"),
             ("[host.\"ftp://a\"]\n", "no address of a web server"),
             ("[host.\"https://a\"]\nca = \"missing.crt\"\n", "missing.crt"),
@@ -321,6 +363,21 @@ mod tests {
             let error = hosts(Some(dir.path()), &image).expect_err(text).to_string();
             assert!(error.contains(expect) && error.contains("quay.io"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn headers_and_times() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir(dir.path().join("quay.io")).expect("make");
+        let text = "[host.\"https://a\"]\ndial_timeout = \"250ms\"\n[host.\"https://a\".header]\nx-a = \"b\"\nx-c = [\"d\", \"e\"]\n";
+        fs::write(dir.path().join("quay.io").join(FILE), text).expect("write");
+        let image = Reference::parse("quay.io/a").expect("a name");
+        let hosts = hosts(Some(dir.path()), &image).expect("read");
+        assert_eq!(hosts[0].connect, Some(Duration::from_millis(250)));
+        let said: Vec<_> =
+            hosts[0].headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(said, [("x-a", &b"b"[..]), ("x-c", b"d"), ("x-c", b"e")]);
+        assert!(hosts[1].headers.is_empty() && hosts[1].connect.is_none());
     }
 
     #[test]

@@ -39,13 +39,14 @@ fn a_mirror_serves_and_learns_no_password() {
     }
     let mirror = Registry::start(&[app("amd64")], Behaviour::default());
     let dir = tempfile::tempdir().expect("a folder");
-    let hosts = format!("[host.\"http://127.0.0.1:{}\"]\n", mirror.port);
+    let hosts = format!("[host.\"http://127.0.0.1:{}\"]\nheader = {{ x-team = \"a\" }}\n", mirror.port);
     let store = store_with(dir.path(), "docker.io", &hosts);
     let image = pull(&store, "team/app:amd64", &secret()).expect("pull");
     check(&image);
     assert!(image.names.contains(&"docker.io/team/app:amd64".to_owned()), "{:?}", image.names);
     let seen = mirror.seen();
     assert!(seen.iter().all(|r| r.query == "ns=docker.io" && r.authorization.is_none()), "{seen:?}");
+    assert!(seen.iter().all(|r| r.x_team.as_deref() == Some("a")), "{seen:?}");
 }
 
 #[test]

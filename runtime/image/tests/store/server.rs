@@ -59,6 +59,7 @@ pub(crate) struct Request {
     pub(crate) query: String,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
+    pub(crate) x_team: Option<String>,
 }
 
 /// Answers on a loopback port until the test ends.
@@ -142,6 +143,7 @@ fn answer(mut stream: TcpStream, port: u16, content: &Mutex<Content>) {
         query: if form.is_empty() { query.to_owned() } else { String::from_utf8_lossy(&form).into_owned() },
         range: header("range"),
         authorization: header("authorization"),
+        x_team: header("x-team"),
     };
     let mut content = content.lock().expect("no panic");
     content.seen.push(request.clone());
