@@ -204,7 +204,10 @@ fn from_flags(mut process: Process, flags: &Parsed, words: &[String], log: &Log)
     env.extend(flags.all("env").map(str::to_owned));
     process.set_env(Some(env));
     let number = |text: &str| {
-        text.parse::<u32>().map_err(|_| Error::Usage(format!("{text:?} is not a user or group number")))
+        // Rust's own parser takes a sign as well.
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse::<u32>().ok().filter(|_| digits);
+        number.ok_or_else(|| Error::Usage(format!("{text:?} is not a user or group number")))
     };
     if let Some(user) = flags.get("user") {
         let (uid, gid) = user.split_once(':').map_or((user, None), |(uid, gid)| (uid, Some(gid)));

@@ -23,6 +23,9 @@ pub(super) fn terminal(process: &Process, console: bool) -> Result<Vec<Step>, Co
 }
 
 /// Adds the steps that give rights up, in the one order in which each is still allowed.
+/// setresuid(2) and its kin leave whoever is given this number as he is: root.
+const AS_IT_IS: u32 = u32::MAX;
+
 pub(super) fn become_user(
     process: &Process,
     spec: &Spec,
@@ -55,6 +58,18 @@ pub(super) fn become_user(
     steps.push(Step::Umask { mask: user.umask().unwrap_or(0o022) });
 
     let groups = user.additional_gids().clone().unwrap_or_default();
+    for (field, id) in [("uid", user.uid()), ("gid", user.gid())]
+        .into_iter()
+        .chain(groups.iter().map(|group| ("additionalGids", *group)))
+    {
+        if id == AS_IT_IS {
+            return Err(CompileError::Invalid {
+                field: format!("process.user.{field}"),
+                value: id.to_string(),
+                problem: "is nobody's number",
+            });
+        }
+    }
     let identity = match &options.user {
         Some(name) => Identity::Named { user: name.clone(), groups },
         None => Identity::Ids { uid: user.uid(), gid: user.gid(), groups },

@@ -18,6 +18,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_dev_that_leads_out", a_dev_that_leads_out),
     ("false_masks_and_consoles", false_masks_and_consoles),
     ("a_false_proc", a_false_proc),
+    ("a_false_label", a_false_label),
+    ("users_parsed_loosely", users_parsed_loosely),
+    ("who_runs_away", who_runs_away),
     ("devices_of_the_host", devices_of_the_host),
 ];
 
@@ -99,7 +102,8 @@ fn the_runtimes_executable() {
     assert_eq!(fs::read(crate::bundle::program()).expect("the program"), before);
 }
 
-/// CVE-2021-30465: a folder of a shared volume is exchanged with a link while it is mounted on.
+/// CVE-2021-30465, CVE-2025-31133: a folder of a shared volume is exchanged with a link while it is mounted on, covered or
+/// entered, or while something is made in it.
 fn exchanged_mount_targets() {
     let mut bundle = Bundle::new("escape-race");
     let (volume, outside, source) = (bundle.path("volume"), bundle.path("outside"), bundle.path("source"));
@@ -110,11 +114,9 @@ fn exchanged_mount_targets() {
     fs::create_dir_all(volume.join("a")).expect("mkdir");
     symlink(&outside, volume.join("b")).expect("symlink");
     let bind = |source: &std::path::Path, target: &str| json!({ "destination": target, "source": source, "options": ["rbind"] });
-    let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
-    mounts.push(bind(&volume, "/volume"));
-    mounts.push(bind(&source, "/volume/a/made"));
+    bundle.config["mounts"].as_array_mut().expect("mounts").push(bind(&volume, "/volume"));
     bundle.args(&["exit", "0"]);
-    bundle.write();
+    let plain = bundle.config.clone();
     let stop = Arc::new(AtomicBool::new(false));
     let exchanger = {
         let (volume, stop) = (volume.clone(), Arc::clone(&stop));
@@ -131,13 +133,37 @@ fn exchanged_mount_targets() {
             }
         })
     };
-    for _ in 0..40 {
-        // It may fail; it may not mount or make anything outside of the root.
-        bundle.oci(&["run", "escape-race"]);
+    // Whoever makes, covers or enters something at a path of the image's, or of a volume's.
+    type Way<'a> = (&'a str, &'a dyn Fn(&mut serde_json::Value));
+    let ways: [Way<'_>; 4] = [
+        ("mounts", &|config| {
+            config["mounts"].as_array_mut().expect("mounts").push(bind(&source, "/volume/a/made"));
+        }),
+        ("devices", &|config| {
+            let made = json!({ "path": "/volume/a/made", "type": "c", "major": 1, "minor": 3 });
+            config["linux"]["devices"] = json!([made]);
+        }),
+        ("cwd", &|config| config["process"]["cwd"] = "/volume/a/made/deep".into()),
+        ("masks", &|config| {
+            config["linux"]["maskedPaths"] = json!(["/volume/a"]);
+            config["linux"]["readonlyPaths"] = json!(["/volume/a"]);
+        }),
+    ];
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let before = mounts();
+    for (name, change) in ways {
+        bundle.config = plain.clone();
+        change(&mut bundle.config);
+        bundle.write();
+        for _ in 0..15 {
+            // It may fail; it may not mount or make anything outside of the root.
+            bundle.oci(&["run", "escape-race"]);
+        }
+        assert_eq!(fs::read_dir(&outside).expect("list").count(), 0, "{name}: nothing was made outside");
+        assert_eq!(mounts(), before, "{name}");
     }
     stop.store(true, Ordering::Relaxed);
     exchanger.join().expect("the exchanger");
-    assert_eq!(fs::read_dir(&outside).expect("list").count(), 0, "nothing was made outside");
 }
 
 /// CVE-2019-19921 and kin: targets that are links out of the root.
@@ -234,6 +260,104 @@ fn a_false_proc() {
     bundle.config["linux"]["sysctl"] = json!({ "net/../../self/oom_score_adj": "1" });
     let outcome = bundle.run();
     assert_eq!(outcome.code, 1, "{outcome:?}");
+}
+
+/// CVE-2019-16884: what a security module is told goes to a file of the image's.
+fn a_false_label() {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    if !enabled.starts_with('Y') {
+        eprintln!("SKIPPED: a_false_label: this kernel has no apparmor");
+        return;
+    }
+    let mut bundle = Bundle::new("escape-label");
+    let attributes = bundle.path("volume/self/attr/apparmor");
+    fs::create_dir_all(&attributes).expect("mkdir");
+    symlink("self", bundle.path("volume/thread-self")).expect("symlink");
+    fs::write(attributes.join("exec"), "").expect("write");
+    bundle.config["process"]["apparmorProfile"] = "unconfined".into();
+    bundle.config["linux"]["maskedPaths"] = json!([]);
+    bundle.config["linux"]["readonlyPaths"] = json!([]);
+    let proc = json!({ "destination": "/proc", "source": bundle.path("volume"), "options": ["bind"] });
+    let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
+    mounts.retain(|mount| mount["destination"] != "/proc");
+    mounts.push(proc);
+    bundle.args(&["exit", "0"]);
+    bundle.run().refused("/proc is not a procfs");
+    assert_eq!(fs::read_to_string(attributes.join("exec")).expect("read"), "");
+}
+
+/// CVE-2026-30892 and kin: whoever is no user ends as root. And what the runtime's caller has is not the container's.
+fn users_parsed_loosely() {
+    let mut bundle = Bundle::new("escape-users");
+    // setresuid(2) takes the last of all numbers for "as it is".
+    for user in [
+        json!({ "uid": u32::MAX, "gid": 0 }),
+        json!({ "uid": 0, "gid": u32::MAX }),
+        json!({ "uid": 5, "gid": 5, "additionalGids": [u32::MAX] }),
+    ] {
+        bundle.config["process"]["user"] = user;
+        bundle.args(&["facts"]);
+        bundle.run().refused("is nobody's number");
+    }
+    for user in
+        [json!({ "uid": -1, "gid": 0 }), json!({ "uid": 1_u64 << 32, "gid": 0 }), json!({ "uid": "0" })]
+    {
+        bundle.config["process"]["user"] = user;
+        assert_eq!(bundle.run().code, 1);
+    }
+    bundle.config["process"]["user"] = json!({ "uid": 5, "gid": 5 });
+    bundle.args(&["wait"]);
+    bundle.create().ok();
+    bundle.oci(&["start", "escape-users"]).ok();
+    for user in [
+        "",
+        " 0",
+        "0 ",
+        "+0",
+        "-0",
+        "-1",
+        "0x0",
+        "00:",
+        "1:",
+        ":1",
+        "1:+0",
+        "1:2:3",
+        "root",
+        "4294967296",
+        "\u{660}",
+    ] {
+        bundle
+            .oci(&["exec", "--user", user, "escape-users", "true"])
+            .exec_refused("is not a user or group number");
+    }
+    bundle.oci(&["exec", "--user", "4294967295", "escape-users", "true"]).exec_refused("is nobody's number");
+    // CVE-2022-29162 and kin.
+    let mut command =
+        bundle.command(&["exec", "escape-users", "guest", "try", "env PITH_SECRET", "env HOME"]);
+    command.env("PITH_SECRET", "secret").env("HOME", "/secret");
+    assert_eq!(bundle.finish(command).ok(), "env PITH_SECRET: unset\nenv HOME: /\n");
+}
+
+/// Processes that are never where a list has them, in no pid namespace of their own: none is left when the runtime
+/// says so.
+fn who_runs_away() {
+    let mut bundle = Bundle::new("escape-away");
+    bundle.config["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "ipc" }]);
+    bundle.config["hostname"] = serde_json::Value::Null;
+    bundle.config["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["type"] != "sysfs");
+    for first in ["wait", "run away"] {
+        bundle.args(&[first]);
+        bundle.create().ok();
+        bundle.oci(&["start", "escape-away"]).ok();
+        if first == "wait" {
+            for _ in 0..3 {
+                bundle.oci(&["exec", "--detach", "escape-away", "guest", "run away"]).ok();
+            }
+        }
+        bundle.oci(&["delete", "--force", "escape-away"]).ok();
+        // Its cgroups could not be removed with anybody in them.
+        assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{first}");
+    }
 }
 
 /// A container whose configuration says nothing of devices may make nodes (as everywhere), and use none of them.

@@ -110,6 +110,11 @@ fn run(words: &[&str]) -> u8 {
             let eaten = vec![1_u8; mebibytes.parse::<usize>().unwrap_or(0) << 20];
             u8::from(std::hint::black_box(eaten).is_empty())
         }
+        ["run away"] => {
+            // Nobody who reads a list of processes and kills those on it gets everyone: each has gone on by then.
+            let command = || std::process::Command::new("/bin/guest").arg("run away").spawn();
+            u8::from(command().is_err())
+        }
         ["burn", milliseconds] => {
             let length = std::time::Duration::from_millis(milliseconds.parse().unwrap_or(0));
             let start = std::time::Instant::now();
@@ -279,6 +284,7 @@ fn attempt(what: &str) -> String {
             fs::metadata(path).map_or_else(|error| io(Err(error)), mode)
         }
         ("proc", _) => kernel(procfs_of_its_own()),
+        ("env", name) => std::env::var(name).unwrap_or_else(|_| "unset".to_owned()),
         ("getcwd", _) => io(std::env::current_dir().map(drop)),
         ("unshare", _) => kernel(pith_sys::process::unshare(pith_sys::process::namespaces::USER)),
         ("shared", path) => {
