@@ -129,8 +129,8 @@ fn full_disk() {
     let aside = bundle.text("state");
     let cases = [
         ("size=64k", format!("--root {disk}/state create full"), "state/full/state.json"),
-        ("nr_inodes=5", format!("--root {disk}/state create full"), "state/full"),
-        ("nr_inodes=4", format!("--root {disk}/state run full"), "state/full"),
+        ("size=1m,nr_inodes=5", format!("--root {disk}/state create full"), "state/full"),
+        ("size=1m,nr_inodes=4", format!("--root {disk}/state run full"), "state/full"),
         ("size=64k", format!("--root {aside} create --pid-file {disk}/new/pid full"), "new/pid"),
         ("size=64k", format!("spec --bundle {disk}/new"), "new/config.json"),
     ];
