@@ -166,6 +166,18 @@ pub(super) fn refuse_restrictions(spec: &Spec, linux: &Linux) -> Result<(), Comp
     if wanted { Err(CompileError::Missing { field: "linux.namespaces[mount]" }) } else { Ok(()) }
 }
 
+/// Limits that Linux no longer has (Documentation/admin-guide/cgroup-v1/memory.rst).
+pub(super) fn passed_over(spec: &Spec) -> Vec<String> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let Some(memory) = resources.and_then(|resources| resources.memory().as_ref()) else { return vec![] };
+    let words = |field: &str, why: &str| format!("linux.resources.memory.{field} has no effect: {why}");
+    let kernel = memory.kernel().is_some_and(|limit| limit != 0);
+    let flat = memory.use_hierarchy() == Some(false);
+    let kernel = kernel.then(|| words("kernel", "the kernel's memory is limited with the rest"));
+    let flat = flat.then(|| words("useHierarchy", "every hierarchy of memory is one"));
+    kernel.into_iter().chain(flat).collect()
+}
+
 fn named(value: &Option<String>) -> bool {
     value.as_ref().is_some_and(|value| !value.is_empty())
 }

@@ -277,7 +277,9 @@ pub fn mounts_in_the_callers_namespace(spec: &Spec) -> bool {
 /// Parts of a spec that have no effect, in words: as mount(2) has it, and as people are used to.
 #[must_use]
 pub fn passed_over(spec: &Spec) -> Vec<String> {
-    mounts::passed_over(spec.mounts().as_deref().unwrap_or_default())
+    let mut words = mounts::passed_over(spec.mounts().as_deref().unwrap_or_default());
+    words.extend(bundle::passed_over(spec));
+    words
 }
 
 /// The plan of a process that joins a running container. `spec` is the container's own.

@@ -178,3 +178,30 @@ fn only(spec: &mut Spec, kinds: &[LinuxNamespaceType]) {
         .collect::<Vec<_>>();
     spec.linux_mut().as_mut().expect("given").set_namespaces(Some(namespaces));
 }
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let mut spec = spec();
+    let memory = serde_json::json!({ "memory": { "kernel": 4096, "useHierarchy": false, "limit": 4096 } });
+    let resources = serde_json::from_value(memory).expect("resources");
+    spec.linux_mut().as_mut().expect("given").set_resources(Some(resources));
+    let words = super::passed_over(&spec).join("; ");
+    for expect in ["memory.kernel has no effect", "memory.useHierarchy has no effect"] {
+        assert!(words.contains(expect), "{words}");
+    }
+    assert!(!words.contains("memory.limit"), "{words}");
+}
+
+#[test]
+fn nobody_is_root_by_a_number_that_means_as_it_is() {
+    for (field, user) in [
+        ("uid", serde_json::json!({ "uid": u32::MAX, "gid": 5 })),
+        ("gid", serde_json::json!({ "uid": 5, "gid": u32::MAX })),
+        ("additionalGids", serde_json::json!({ "uid": 5, "gid": 5, "additionalGids": [u32::MAX] })),
+    ] {
+        let mut spec = spec();
+        process(&mut spec).set_user(serde_json::from_value(user).expect("a user"));
+        let error = container(&spec, &options()).expect_err(field).to_string();
+        assert_eq!(error, format!("process.user.{field}: \"4294967295\" is nobody's number"));
+    }
+}
