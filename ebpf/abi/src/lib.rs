@@ -9,6 +9,7 @@
 //! SERVICES   index    ──► Service ◄───────┘            array, the pointer that swaps a generation
 //! BACKENDS   slot     ──► Backend ◄─ Service.head      array, generations as runs of slots
 //! AFFINITY   AffinityKey ► Affinity                    LRU hash, ClientIP affinity
+//! CONNECTED  cookie's end ► Connected                  array, whom a connected socket asked for, until its release
 //! PEERS      socket   ──► Peers                        socket storage, dies with the socket
 //! STANDINS   Address6 ──► StandIn                     hash, the IPv6 addresses that Services and backends have
 //! ADDRESSES  StandIn  ──► Address6                    array, the way back
@@ -42,10 +43,10 @@ pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE,
     MAX_SLOTS, Scope, Service, SourceKey,
 };
-pub use socket::{PEERS_A_SOCKET, Peer, Peers};
+pub use socket::{Connected, PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -53,6 +54,7 @@ pub mod map_name {
     pub const SERVICES: &str = "SERVICES";
     pub const BACKENDS: &str = "BACKENDS";
     pub const AFFINITY: &str = "AFFINITY";
+    pub const CONNECTED: &str = "CONNECTED";
     pub const PEERS: &str = "PEERS";
     pub const FLOWS: &str = "FLOWS";
     pub const FORWARD: &str = "FORWARD";
@@ -69,11 +71,12 @@ pub mod map_name {
     pub const STANDINS: &str = "STANDINS";
     pub const ADDRESSES: &str = "ADDRESSES";
 
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
         AFFINITY,
+        CONNECTED,
         PEERS,
         FLOWS,
         FORWARD,
@@ -101,6 +104,8 @@ pub mod default_limit {
     pub const BACKENDS: u32 = 262_144;
     /// Clients remembered by Services with ClientIP affinity.
     pub const AFFINITY: u32 = 4_096;
+    /// Places for sockets that are connected to Services, see [`crate::Connected`]: 32 bytes each.
+    pub const SOCKETS: u32 = crate::Connected::PLACES;
     /// Flows translated at the uplink at one time: node ports from outside, pods to the outside.
     pub const FLOWS: u32 = 65_536;
     /// Addresses of nodes.
@@ -145,6 +150,7 @@ mod user {
         Affinity,
         AffinityKey,
         Backend,
+        Connected,
         Flow,
         Fragment,
         FragmentKey,

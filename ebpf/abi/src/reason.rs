@@ -113,6 +113,9 @@ reasons! {
     FragmentsReleased = "fragments_released",
     /// A later fragment came before its first and is too large to wait.
     FragmentTooLarge = "fragment_too_large",
+    /// A socket went to a Service while another one had its place in the table of connected sockets; what it
+    /// was given is kept in storage of its own, which takes longer.
+    SocketPlaceTaken = "socket_place_taken",
 }
 
 /// Number of counters.

@@ -1,8 +1,8 @@
 //! Services at the socket: a Service's address is replaced before the connection begins, so that none of
 //! its packets is ever rewritten.
 //!
-//! What a socket was given is remembered in its storage ([`Peers`]): `getpeername` and `recvmsg` show the
-//! Service's address again, and datagrams to one Service keep their backend for as long as it is one.
+//! What a socket was given is remembered ([`pith_abi::Peer`]): `getpeername` and `recvmsg` show the Service's
+//! address again, and datagrams to one Service keep their backend for as long as it is one.
 
 use pith_abi::{Backend, Frontend, Head, NodeClass, PEERS_A_SOCKET, Peer, Peers, Reason, Scope, StandIn};
 
@@ -68,15 +68,27 @@ pub fn connect<T: Tables>(tables: &T, place: Place, proto: u8) -> Resolution {
 /// A socket sends a datagram to a Service at `place`. The backend it used last is kept while the Service
 /// has it: a client that goes on with the same socket goes on with the same server, and is given another
 /// one at once when that is gone.
+///
+/// `connected` is the peer of a socket that is connected, and yet names an address: answers come from there
+/// only.
 #[inline(always)]
-pub fn datagram<T: Tables>(tables: &T, peers: Option<&Peers>, place: Place, service: u32) -> Resolution {
-    match peers.and_then(|peers| last_peer(peers, place, service)) {
-        Some(last) => match kept(tables, &last) {
-            Some(peer) => Resolution::To { peer, reason: Reason::SocketKept },
-            None => choose(tables, place, service),
-        },
-        None => choose(tables, place, service),
+pub fn datagram<T: Tables>(
+    tables: &T,
+    connected: Option<Peer>,
+    peers: Option<&Peers>,
+    place: Place,
+    service: u32,
+) -> Resolution {
+    let last = match connected {
+        Some(peer) if is_of(&peer, place, service) => Some(peer),
+        _ => peers.and_then(|peers| last_peer(peers, place, service)),
+    };
+    if let Some(last) = last
+        && let Some(peer) = kept(tables, &last)
+    {
+        return Resolution::To { peer, reason: Reason::SocketKept };
     }
+    choose(tables, place, service)
 }
 
 #[inline(always)]
@@ -109,16 +121,20 @@ fn last_peer(peers: &Peers, place: Place, service: u32) -> Option<Peer> {
     let mut at = 0;
     while at < PEERS_A_SOCKET {
         let peer = &peers.peers[at];
-        if peer.frontend_addr_be == place.addr_be
-            && peer.frontend_port_be == place.port_be
-            && peer.backend_addr_be != 0
-            && peer.service == service
-        {
+        if is_of(peer, place, service) {
             return Some(*peer);
         }
         at += 1;
     }
     None
+}
+
+#[inline(always)]
+fn is_of(peer: &Peer, place: Place, service: u32) -> bool {
+    peer.frontend_addr_be == place.addr_be
+        && peer.frontend_port_be == place.port_be
+        && peer.backend_addr_be != 0
+        && peer.service == service
 }
 
 /// The peer where its backend still is one.
@@ -150,7 +166,7 @@ pub fn remember(peers: &mut Peers, peer: &Peer) {
     peers.next = (next as u32 + 1) % PEERS_A_SOCKET as u32;
 }
 
-/// Remembers the only peer of a connected socket.
+/// Remembers the only peer of a connected socket in its storage.
 #[inline(always)]
 pub fn remember_connected(peers: &mut Peers, peer: &Peer) {
     *peers = Peers::default();
@@ -163,14 +179,22 @@ pub fn remember_connected(peers: &mut Peers, peer: &Peer) {
 pub fn reverse(peers: &Peers, place: Place) -> Option<Place> {
     let mut at = 0;
     while at < PEERS_A_SOCKET {
-        let peer = &peers.peers[at];
-        if peer.backend_addr_be == place.addr_be
-            && peer.backend_port_be == place.port_be
-            && peer.backend_addr_be != 0
-        {
-            return Some(Place { addr_be: peer.frontend_addr_be, port_be: peer.frontend_port_be });
+        if let Some(asked) = asked(&peers.peers[at], place) {
+            return Some(asked);
         }
         at += 1;
+    }
+    None
+}
+
+/// The same for one peer.
+#[inline(always)]
+pub fn asked(peer: &Peer, place: Place) -> Option<Place> {
+    if peer.backend_addr_be == place.addr_be
+        && peer.backend_port_be == place.port_be
+        && peer.backend_addr_be != 0
+    {
+        return Some(Place { addr_be: peer.frontend_addr_be, port_be: peer.frontend_port_be });
     }
     None
 }

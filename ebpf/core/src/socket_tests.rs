@@ -122,7 +122,7 @@ fn a_socket_holds_several_services_apart() {
     for (index, at) in services.iter().enumerate() {
         let backends = [([10, 244, 1, index as u8 + 1], 5353)];
         memory.serve(Frontend::new(at.addr_be, at.port_be, proto::UDP), index as u32, &backends);
-        let resolved = datagram(&memory, Some(&peers), *at, index as u32);
+        let resolved = datagram(&memory, None, Some(&peers), *at, index as u32);
         let Resolution::To { peer, .. } = resolved else { panic!("{resolved:?}") };
         remember(&mut peers, &peer);
         let backend = place([10, 244, 1, index as u8 + 1], 5353);

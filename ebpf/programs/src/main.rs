@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "an atomic comparing exchange")]
 
 mod form;
 mod maps;

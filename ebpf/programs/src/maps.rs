@@ -9,8 +9,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use pith_abi::{
-    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
-    FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Connected, Flow, FlowState, Fragment, FragmentKey,
+    Frontend, FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
     SourceKey, StandIn, Tuple, default_limit,
 };
 use pith_core::{
@@ -29,6 +29,8 @@ static SERVICES: Array<Service, { default_limit::SERVICES as usize }> = Array::n
 static BACKENDS: Array<Backend, { default_limit::BACKENDS as usize }> = Array::new();
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { default_limit::AFFINITY as usize }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static CONNECTED: Array<Connected, { default_limit::SOCKETS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static PEERS: SkStorage<Peers> = SkStorage::new();
 #[btf_map]

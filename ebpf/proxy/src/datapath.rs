@@ -31,8 +31,19 @@ use crate::{
 };
 
 /// Programs at socket calls.
-const CGROUP_PROGRAMS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+///
+/// What removes comes before what adds: a socket is never remembered whose end is not seen.
+const CGROUP_PROGRAMS: [&str; 9] = [
+    "sock_release",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 /// At each pod's link.
@@ -40,7 +51,8 @@ pub(crate) const FROM_POD: &str = "from_pod";
 pub(crate) const TO_POD: &str = "to_pod";
 
 /// Every program whose link is pinned, by the name of the pin.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
+    "sock_release",
     "connect4",
     "connect6",
     "sendmsg4",
@@ -94,6 +106,7 @@ pub struct Limits {
     pub services: u32,
     pub backends: u32,
     pub affinity: u32,
+    pub sockets: u32,
     pub flows: u32,
     pub nodes: u32,
     pub sources: u32,
@@ -103,13 +116,14 @@ pub struct Limits {
 
 impl Limits {
     /// By the names of the maps that have them.
-    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 12] {
+    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 13] {
         [
             (map_name::FRONTENDS, self.frontends),
             (map_name::SERVICES, self.services),
             (map_name::CONNECTIONS, self.services),
             (map_name::BACKENDS, self.backends),
             (map_name::AFFINITY, self.affinity),
+            (map_name::CONNECTED, self.sockets),
             (map_name::FLOWS, self.flows),
             (map_name::FORWARD, self.flows),
             (map_name::NODES, self.nodes),
@@ -126,6 +140,7 @@ impl Limits {
         services: default_limit::SERVICES,
         backends: default_limit::BACKENDS,
         affinity: default_limit::AFFINITY,
+        sockets: default_limit::SOCKETS,
         flows: default_limit::FLOWS,
         nodes: default_limit::NODES,
         sources: default_limit::SOURCES,

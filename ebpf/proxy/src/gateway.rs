@@ -33,6 +33,7 @@ const LIMITS: Limits = Limits {
     services: 1,
     backends: 1,
     affinity: 1,
+    sockets: 1,
     nodes: 16,
     sources: 1,
     addresses: 1,

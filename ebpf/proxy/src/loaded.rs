@@ -20,13 +20,14 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapInfo, MapType, PerCpuArray},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun,
-        TestRunOptions, links::FdLink,
+        CgroupAttachMode, Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions,
+        links::FdLink,
     },
 };
 use pith_abi::{
-    Address6, Affinity, AffinityKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendTarget,
-    NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, StandIn, Tuple, map_name,
+    Address6, Affinity, AffinityKey, Backend, Connected, Flow, Fragment, FragmentKey, Frontend,
+    FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, StandIn, Tuple,
+    map_name,
 };
 use pith_core::crc::Carry;
 use tracing::debug;
@@ -105,17 +106,30 @@ impl Loaded {
         let id = folder.metadata().map_or(0, |meta| meta.ino());
         let path = self.pins.link(name);
         let mut ebpf = self.programs.lock();
-        let program: &mut CgroupSockAddr =
-            ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
+        let program = ebpf.program_mut(name).expect(EMBEDDED);
+        match program {
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
+        .map_err(failed)?;
         let target = LinkTarget::Cgroup { id };
         let handle = program.fd().map_err(failed)?;
         if replaced(&path, handle.as_fd(), target, &LinkTarget::Cgroup { id: 0 })? {
             return Ok(());
         }
-        let link = program.attach(folder, CgroupAttachMode::Single).map_err(failed)?;
-        let link = program.take_link(link).map_err(failed)?;
-        let link = FdLink::try_from(link).map_err(|_| failed(ProgramError::NotAttached))?;
+        let link = match program {
+            Program::CgroupSock(program) => program
+                .attach(folder, CgroupAttachMode::Single)
+                .and_then(|link| program.take_link(link))
+                .map(FdLink::try_from),
+            Program::CgroupSockAddr(program) => program
+                .attach(folder, CgroupAttachMode::Single)
+                .and_then(|link| program.take_link(link))
+                .map(FdLink::try_from),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        let link = link.map_err(failed)?.map_err(|_| failed(ProgramError::NotAttached))?;
         link.pin(&path).map_err(|source| DatapathError::PinLink { program: name, source })?;
         Ok(())
     }
@@ -216,11 +230,12 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 18] = [
+const MAPS: [(&str, MapType, usize, usize); 19] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
     (map_name::AFFINITY, MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>()),
+    (map_name::CONNECTED, MapType::Array, size_of::<u32>(), size_of::<Connected>()),
     (map_name::PEERS, MapType::SkStorage, size_of::<u32>(), size_of::<Peers>()),
     (map_name::FLOWS, MapType::Hash, size_of::<Tuple>(), size_of::<Flow>()),
     (map_name::FORWARD, MapType::Hash, size_of::<Tuple>(), size_of::<Tuple>()),

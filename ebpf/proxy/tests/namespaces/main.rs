@@ -5,6 +5,7 @@ mod gateway;
 mod model;
 mod pains;
 mod pods;
+mod remembered;
 mod restarts;
 mod services;
 mod socket;
