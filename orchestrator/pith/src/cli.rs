@@ -17,7 +17,7 @@ use crate::why::Destination;
 
 mod kept;
 
-pub(crate) use kept::{Kept, LimitArgs, ReplicaImageArgs, Time, TimeArgs};
+pub(crate) use kept::{Kept, LimitArgs, ReplicaImageArgs, Snapshotter, Time, TimeArgs};
 
 /// Where state lives unless `--dir` says otherwise.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/pith";

@@ -123,7 +123,8 @@ fn overlay(filesystems: &str, loads: impl Fn() -> bool) -> Finding {
     if filesystems.split_whitespace().any(|name| name == "overlay") || loads() {
         return ok("overlayfs", "available");
     }
-    problem("overlayfs", State::Missing, "the kernel does not know it", "run `modprobe overlay`")
+    let detail = "the kernel does not know it: each container starts from a copy of its image's files";
+    problem("overlayfs", State::Degraded, detail, "run `modprobe overlay`")
 }
 
 fn namespaces(exists: impl Fn(&str) -> bool) -> Finding {
@@ -223,7 +224,7 @@ mod tests {
             ("no BTF", btf(false), State::Missing),
             ("overlay", overlay("nodev\tproc\nnodev\toverlay\n", || false), State::Ok),
             ("overlay as a module", overlay("nodev\tproc\n", || true), State::Ok),
-            ("no overlay", overlay("nodev\tproc\n", || false), State::Missing),
+            ("no overlay", overlay("nodev\tproc\n", || false), State::Degraded),
             ("seccomp", seccomp("kill_process errno log allow"), State::Ok),
             ("no seccomp", seccomp(""), State::Missing),
             ("no pid namespaces", namespaces(|name| name != "pid"), State::Missing),

@@ -10,11 +10,13 @@
 //! | `layer`, `unpack`, `beneath` | one layer's stream → one directory, and nothing outside of it |
 //! | `tar`, `decompress`, `source` | reading archives from strangers |
 //! | `layout`, `platform`, `reference`, `digest` | the formats and names of the image world |
+//! | `copy` | a container's root where the kernel has no overlayfs |
 //! | `gc` | removing |
 
 mod auth;
 mod beneath;
 mod blocking;
+mod copy;
 mod decompress;
 mod digest;
 mod endpoint;
@@ -38,6 +40,7 @@ mod tar;
 mod unpack;
 
 pub use auth::Auth;
+pub use copy::has_overlayfs;
 pub use digest::{BadDigest, Digest};
 pub use endpoint::Timeouts;
 pub use error::{Error, Result};

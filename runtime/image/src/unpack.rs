@@ -26,9 +26,9 @@ use crate::tar::{self, Entry, Kind, TarError, Time};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// What overlayfs reads in its place when it is mounted by the root of a user namespace (`userxattr`).
-const OPAQUE_XATTR_OF_USERS: &str = "user.overlay.opaque";
+pub(crate) const OPAQUE_XATTR_OF_USERS: &str = "user.overlay.opaque";
 const COPY_BUFFER: usize = 128 * 1024;
 /// PATH_MAX: nothing inside a container could name a longer path.
 const PATH_MAX: usize = 4096;

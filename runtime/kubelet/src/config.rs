@@ -38,6 +38,8 @@ pub struct Config {
     /// Bytes after which a container's log begins a new file, and how many files are kept.
     pub log_max_size: u64,
     pub log_max_files: u32,
+    /// Containers' roots are copies of their images' files, and no overlays of them.
+    pub copy_roots: bool,
     /// When images that no container uses are removed.
     pub image_gc: pith_image::Policy,
 }
@@ -66,6 +68,7 @@ impl Config {
             pids_limit: None,
             log_max_size: 10 << 20,
             log_max_files: 5,
+            copy_roots: !pith_image::has_overlayfs(),
             image_gc: pith_image::Policy::default(),
         }
     }

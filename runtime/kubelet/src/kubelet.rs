@@ -44,6 +44,9 @@ const LOCAL_PODS_MAX: usize = 64;
 /// Starts at the same time for each processor: a start waits for the kernel about as long as it computes.
 const STARTS_PER_CPU: usize = 4;
 
+const COPIED_ROOTS: &str =
+    "without overlayfs each container starts from a copy of its image's files, which takes time and disk";
+
 pub struct Kubelet;
 
 impl Kubelet {
@@ -93,6 +96,11 @@ impl Kubelet {
             tasks.spawn(server.run(stop.clone()));
         }
         tasks.spawn(node::run(context.clone(), machine, stop.clone()));
+        if context.config.copy_roots {
+            let node = events::Subject::node(&context.config.node_name);
+            tracing::warn!("{COPIED_ROOTS}");
+            context.events.warning(node, "NoOverlay", COPIED_ROOTS);
+        }
         tasks.spawn(image_gc::run(context.clone(), stop.clone()));
         tasks.spawn(Pods::new(context, cells, stop.clone()).run(local));
         while let Some(ended) = tasks.join_next().await {

@@ -302,6 +302,7 @@ fn make(
     };
     let binds = with_own_files(cell, unit, id, &prepared.binds)?;
     let memory = u64::try_from(cell.node.size.memory).unwrap_or(0);
+    let copied = cell.node.config.copy_roots;
     let spec = spec(&Input {
         container: &unit.spec,
         image: config,
@@ -313,7 +314,7 @@ fn make(
         resources: limits,
         oom_score_adj: resources::oom_score_adj(pod, &unit.spec, memory),
         own_pid_namespace: !pod.host_pid.unwrap_or(false) && !pod.share_process_namespace.unwrap_or(false),
-        root: root(cell)?,
+        root: if copied { copied_root(cell, id, image)? } else { root(cell)? },
         seccomp: profile(cell, &prepared.security)?,
     })?;
     let base = Base {
@@ -325,7 +326,7 @@ fn make(
         pid: 0,
     };
     let mut options = options(cell, &base);
-    options.overlay = Some(overlay(cell, id, image)?);
+    options.overlay = if copied { None } else { Some(overlay(cell, id, image)?) };
     options.confine = binds.iter().filter_map(|b| Some((b.target.clone(), b.beneath.clone()?))).collect();
     let plan = compile::container(&base.spec, &options).map_err(create_error)?;
     Ok(Made { plan, base })
@@ -389,6 +390,17 @@ fn overlay(cell: &PodCell, id: &ContainerId, image: &Image) -> Result<Overlay, F
         fs::create_dir_all(path).map_err(|e| io_error("create", path, &e))?;
     }
     Ok(Overlay { lower: image.lowerdirs(), upper: Some((upper, work)) })
+}
+
+/// Where the kernel has no overlayfs: the image's files once more, for this container alone.
+fn copied_root(cell: &PodCell, id: &ContainerId, image: &Image) -> Result<PathBuf, Failed> {
+    let root = layer_dir(cell, id).join("root");
+    fs::create_dir_all(&root).map_err(|e| io_error("create", &root, &e))?;
+    if let Err(error) = image.copy_to(&root) {
+        let _ = fs::remove_dir_all(layer_dir(cell, id));
+        return Err(create_error(error));
+    }
+    Ok(root)
 }
 
 fn profile(cell: &PodCell, security: &Security) -> Result<Option<oci_spec::runtime::LinuxSeccomp>, Failed> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pith_apiserver::Tolerations;
 use pith_apiserver::pki::CLIENT_LIFETIME;
 use pith_image::Policy;
@@ -124,9 +124,29 @@ pub(crate) struct ReplicaImageArgs {
     /// How long an image stays at least, used or not, such as 2m [default: 2m].
     #[arg(long, value_name = "TIME")]
     pub(crate) minimum_image_ttl_duration: Option<Time>,
+    /// What containers' roots are made of: overlays of their images' layers, or copies of all files
+    /// [default: overlayfs where the kernel has it].
+    #[arg(long, value_enum)]
+    #[serde(default)]
+    pub(crate) snapshotter: Option<Snapshotter>,
     /// Where mirrors of registries are configured, in the form of containerd's certs.d [default: /etc/pith/certs.d].
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub(crate) hosts_dir: Option<PathBuf>,
+}
+
+/// As containerd and k3s call them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Snapshotter {
+    Overlayfs,
+    Native,
+}
+
+impl Snapshotter {
+    /// Whether roots are copies.
+    pub(crate) fn copies(given: Option<Snapshotter>) -> bool {
+        given.map_or_else(|| !pith_image::has_overlayfs(), |given| given == Snapshotter::Native)
+    }
 }
 
 impl ReplicaImageArgs {
@@ -292,6 +312,7 @@ mod tests {
             "--default-not-ready-toleration-seconds=5",
             "--image-gc-high-threshold=9",
             "--minimum-image-ttl-duration=60s",
+            "--snapshotter=native",
             "--hosts-dir=/d",
             "--limit-backends=64",
             "--limit-flows=9",
@@ -315,6 +336,7 @@ mod tests {
             "--limit-backends=64",
             "--limit-flows=10",
             "--minimum-image-ttl-duration=60s",
+            "--snapshotter=native",
         ];
         assert_eq!(flags, expect);
         let Command::Replica(replica) = parse("replica", &flags) else { panic!("replica is replica") };

@@ -20,7 +20,7 @@ use super::pod_network::{Place, ReplicaNetwork};
 use super::renewal::Renewal;
 use super::tasks::Tasks;
 use super::{cancelled_by_signals, client_from, notify_ready, proxying, surroundings, uplink};
-use crate::cli::ReplicaArgs;
+use crate::cli::{ReplicaArgs, Snapshotter};
 use crate::doctor;
 use crate::machine::require_root;
 
@@ -72,6 +72,7 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     let deps = Deps { client, images, network: Arc::new(network), podd: podd_program()?, serving };
     let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
     config.max_pods = args.max_pods;
+    config.copy_roots = Snapshotter::copies(args.images.snapshotter);
     config.image_gc = args.images.policy()?;
     tasks.start("kubelet", Kubelet::run(config, deps, tasks.cancel()));
     notify_ready();

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pith_oci::{Bundle, Extras, Inherited, Request};
 
-use crate::cli::{DEFAULT_DIR, Output};
+use crate::cli::{DEFAULT_DIR, Output, Snapshotter};
 use explain::Explain;
 use place::Places;
 
@@ -62,6 +62,10 @@ pub(crate) struct RunArgs {
     /// Nothing can be written to its root file system.
     #[arg(long)]
     read_only: bool,
+    /// What its root is made of: an overlay of the image's layers, or a copy of all files [default: overlayfs where the
+    /// kernel has it].
+    #[arg(long, value_enum)]
+    snapshotter: Option<Snapshotter>,
     /// Where images and running containers are kept [default: /var/lib/pith, or a user's own folder].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -124,12 +128,25 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     let config = image.config.config().clone().unwrap_or_default();
     let spec = spec::spec(&wanted, &config)?;
+    let copied = Snapshotter::copies(args.snapshotter);
+    if copied {
+        if args.snapshotter.is_none() {
+            eprintln!(
+                "pith: this kernel has no overlayfs: the container starts from a copy of the image's files"
+            );
+        }
+        if let Err(error) = place.copy(&image) {
+            store.release(&place.id)?;
+            place.remove()?;
+            return Err(error);
+        }
+    }
     let user = args.user.clone().or_else(|| config.user().clone()).filter(|user| !user.is_empty());
     let request = Request {
         root: places.states(),
         id: &place.id,
         bundle: Bundle::of(place.dir.clone(), spec),
-        extras: Extras { overlay: Some(place.overlay(&image)), user, default_seccomp: true },
+        extras: Extras { overlay: (!copied).then(|| place.overlay(&image)), user, default_seccomp: true },
         console_socket: None,
         pid_file: None,
         inherited: &Inherited::default(),

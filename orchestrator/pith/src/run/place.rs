@@ -130,6 +130,11 @@ impl Place {
         Overlay { lower: image.lowerdirs(), upper }
     }
 
+    /// The image's files once more, in place of an overlay of them.
+    pub(super) fn copy(&self, image: &Image) -> Result<()> {
+        Ok(image.copy_to(&self.root())?)
+    }
+
     pub(super) fn remove(self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             open_up(&self.dir);

@@ -109,6 +109,10 @@ fn overlayfs_reads_the_layers() {
         import(&store, &write_file(dir.path(), "x.tar", &archive(&parts.docker_files()))).expect("import");
     let lowerdirs: Vec<_> = image[0].lowerdirs().iter().map(|dir| dir.display().to_string()).collect();
     assert_eq!(lowerdirs.len(), 3, "equal layers are stacked once");
+    let copied = dir.path().join("copied");
+    std::fs::create_dir(&copied).expect("make");
+    image[0].copy_to(&copied).expect("copy");
+    assert_eq!(files_of(&copied), ["emptied/new", "folder/new", "kept", "replaced"]);
     let target = dir.path().join("merged");
     std::fs::create_dir(&target).expect("make");
     let script =
@@ -124,6 +128,67 @@ fn overlayfs_reads_the_layers() {
         }
         other => eprintln!("SKIPPED: overlayfs_reads_the_layers: no overlayfs or no unshare here: {other:?}"),
     }
+}
+
+/// All that is no folder, by path.
+fn files_of(root: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir).expect("list") {
+            let path = entry.expect("an entry").path();
+            if path.symlink_metadata().expect("there").is_dir() {
+                waiting.push(path);
+            } else {
+                found.push(path.strip_prefix(root).expect("below").display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What overlayfs shows of each file, a copy has too.
+#[test]
+fn copies_are_as_the_layers() {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    if !is_root("copies_are_as_the_layers") {
+        return;
+    }
+    let (dir, store) = store();
+    let lower = tar_of(&[
+        Item::Raw("bin/su", b'0', 0o4755, 7),
+        Item::Raw("tmp", b'5', 0o1777, 0),
+        Item::Symlink("link", "/no/such"),
+        Item::File("one", b"1"),
+        Item::HardLink("two", "one"),
+        Item::Raw("pipe", b'6', 0o600, 0),
+        Item::Device("dev/null", 1, 3),
+        Item::Symlink("folder", "/etc"),
+        Item::Xattr("noted", "user.note", b"kept"),
+    ]);
+    let upper =
+        tar_of(&[Item::Dir("folder/"), Item::File("folder/passwd", b"inside"), Item::File("tmp/x", b"x")]);
+    let parts = Parts::new("x", vec![lower, upper]);
+    let path = write_file(dir.path(), "x.tar", &archive(&parts.oci_files()));
+    let image = import(&store, &path).expect("import").remove(0);
+    let root = dir.path().join("copied");
+    std::fs::create_dir(&root).expect("make");
+    image.copy_to(&root).expect("copy");
+    let stat = |path: &str| std::fs::symlink_metadata(root.join(path)).expect(path);
+    assert_eq!((stat("bin/su").mode() & 0o7777, stat("bin/su").uid()), (0o4755, 7));
+    assert_eq!(stat("bin/su").mtime(), 1_700_000_000);
+    assert_eq!(stat("tmp").mode() & 0o7777, 0o755, "the upper layer's folder counts");
+    assert_eq!(std::fs::read_link(root.join("link")).expect("a link"), std::path::Path::new("/no/such"));
+    assert_eq!(stat("one").ino(), stat("two").ino());
+    assert!(stat("pipe").file_type().is_fifo() && stat("dev/null").file_type().is_char_device());
+    assert_eq!(std::fs::read(root.join("folder/passwd")).expect("there"), b"inside", "not through the link");
+    let mut value = [0_u8; 8];
+    let length = rustix::fs::getxattr(root.join("noted"), "user.note", &mut value[..]).unwrap_or(4);
+    assert!(length == 4 && (value == [0; 8] || &value[..4] == b"kept"));
+    std::fs::write(root.join("one"), b"changed").expect("write");
+    let layer = image.lowerdirs().pop().expect("two");
+    assert_eq!(std::fs::read(layer.join("one")).expect("there"), b"1", "the layer is its own");
 }
 
 #[test]
