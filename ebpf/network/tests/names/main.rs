@@ -3,6 +3,7 @@
 mod api;
 
 use std::{
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use hickory_proto::{
     op::{Edns, Message, Query, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata},
 };
-use pith_network::dns::{Config, Dns};
+use pith_network::dns::{Config, Dns, DnsError};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,7 +48,14 @@ impl Drop for Running {
 }
 
 async fn start(api: &Api, resolvers: Vec<SocketAddr>) -> Running {
-    let dns = Dns::bind(config(resolvers)).await.expect("bound");
+    let dns = loop {
+        match Dns::bind(config(resolvers.clone())).await {
+            // A port that UDP has free may be taken for TCP, by any connection of this machine.
+            Err(DnsError::Listen { protocol: "tcp", source, .. })
+                if source.kind() == ErrorKind::AddrInUse => {}
+            bound => break bound.expect("bound"),
+        }
+    };
     let (address, cancel) = (dns.address(), CancellationToken::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(dns.run(api.client(), cancel.clone()));
@@ -266,9 +274,15 @@ async fn resolver(tasks: &mut JoinSet<()>) -> SocketAddr {
         }
         answer.to_vec().expect("encoded")
     }
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+        match TcpListener::bind(udp.local_addr().expect("bound")).await {
+            // As in `start`.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            bound => break (udp, bound.expect("bound")),
+        }
+    };
     let address = udp.local_addr().expect("bound");
-    let tcp = TcpListener::bind(address).await.expect("bound");
     tasks.spawn(async move {
         let mut buffer = vec![0; 4096];
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
