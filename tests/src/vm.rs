@@ -86,7 +86,10 @@ impl Vm {
         for firmware in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
             qemu.arg("-L").arg(emulator.join(firmware));
         }
-        qemu.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", MEMORY_MIB]);
+        // Two processors in one thread: side by side, the emulator may run code that the kernel has patched meanwhile,
+        // and the kernel takes the breakpoint that it patches with for somebody else's.
+        qemu.args(["-accel", "tcg,thread=single"]);
+        qemu.args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", MEMORY_MIB]);
         qemu.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none"]);
         qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&initramfs);
         qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
