@@ -15,14 +15,17 @@ use crate::image;
 /// Parts of `pith-forward`.
 const FORWARD: [&str; 5] = ["forward", "services", "packets", "programming", "draw"];
 
+/// Options whose value may be the next word.
+const WITH_VALUE: [&str; 3] = ["--services", "--output", "--picture"];
+
 /// `nft` with the libraries that it needs and that a machine without it may lack.
 const NFTABLES: [&str; 6] =
     ["nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libxtables12"];
 
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    let part = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let part = part(arguments);
     // Options alone (`--quick`) mean all parts of the forwarding benchmark.
-    if part.is_none_or(|part| FORWARD.contains(&part.as_str())) {
+    if part.is_none_or(|part| FORWARD.contains(&part)) {
         return forward(arguments);
     }
     let programs = programs()?;
@@ -31,6 +34,19 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     bench.arg("--pith").arg(programs.join("pith")).arg("--images").arg(images);
     bench.arg("--output").arg(root().join("target/bench")).args(arguments);
     run(&mut bench)
+}
+
+/// The first word that is no option and no option's value.
+fn part(arguments: &[String]) -> Option<&str> {
+    let mut words = arguments.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        if WITH_VALUE.contains(&word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            return Some(word);
+        }
+    }
+    None
 }
 
 fn forward(arguments: &[String]) -> Result<()> {
@@ -66,4 +82,23 @@ fn nftables(root: &Path) -> Result<Option<PathBuf>> {
         run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked))?;
     }
     Ok(Some(unpacked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn part_table() {
+        for (words, expect) in [
+            (&["--quick"][..], None),
+            (&["--quick", "--picture", "a.svg"], None),
+            (&["--services", "1,10", "forward"], Some("forward")),
+            (&["--output=x", "start"], Some("start")),
+            (&["container"], Some("container")),
+        ] {
+            let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+            assert_eq!(part(&words), expect, "{words:?}");
+        }
+    }
 }
