@@ -23,11 +23,11 @@ use crate::{
     filters::FilterError,
     flows::{self, Collected},
     kernel,
+    limit::TableLimits,
     loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
     metrics::Metrics,
     pods::{self, PodLinks},
-    table::TableLimits,
 };
 
 /// Programs at socket calls.
@@ -49,21 +49,6 @@ pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 /// At each pod's link.
 pub(crate) const FROM_POD: &str = "from_pod";
 pub(crate) const TO_POD: &str = "to_pod";
-
-/// Every program whose link is pinned, by the name of the pin.
-const PROGRAMS: [&str; 11] = [
-    "sock_release",
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "recvmsg4",
-    "recvmsg6",
-    "getpeername4",
-    "getpeername6",
-    UPLINK_INGRESS,
-    UPLINK_EGRESS,
-];
 
 /// Source ports that translated flows are given: below the range from which Linux gives its own
 /// connections theirs (32768–60999) and below that of node ports (30000–32767).
@@ -408,7 +393,9 @@ impl Datapath {
     pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
         // While the maps, by which they are known, have their names.
         pods::remove(bpffs)?;
-        Ok(bpffs::remove(bpffs, &PROGRAMS)?)
+        // Every program whose link is pinned, by the name of the pin.
+        let programs = [&CGROUP_PROGRAMS[..], &[UPLINK_INGRESS, UPLINK_EGRESS]].concat();
+        Ok(bpffs::remove(bpffs, &programs)?)
     }
 }
 

@@ -22,6 +22,7 @@ mod health;
 mod http;
 pub mod inspect;
 mod kernel;
+mod limit;
 mod links;
 mod live;
 mod loaded;
@@ -55,6 +56,7 @@ pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits, 
 pub use filters::{Filter, FilterError, Side, filters};
 pub use flows::Collected;
 pub use gateway::{Gateway, GatewayConfig};
+pub use limit::{Limit, TableLimits};
 pub use maps::{MapAccess, ServiceMaps};
 pub use metrics::Metrics;
 pub use plan::{

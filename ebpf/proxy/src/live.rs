@@ -17,8 +17,7 @@ use pith_core::{NotAdded, Record, Tables};
 
 use crate::{
     flows,
-    maps::{MapAccess, Maps, ServiceMaps},
-    table,
+    maps::{self, MapAccess, Maps, ServiceMaps},
 };
 
 /// Any network namespace that is not the node's: a pod's.
@@ -119,7 +118,7 @@ impl<'m> Tables for Live<'m> {
             Some(FrontendTarget::NO_SERVICE) => "an address of a Service".to_owned(),
             Some(service) => format!("service {service}"),
         };
-        self.note(format!("FRONTENDS {}{from}: {found}", table::show(frontend)));
+        self.note(format!("FRONTENDS {}{from}: {found}", maps::show(frontend)));
         target
     }
 

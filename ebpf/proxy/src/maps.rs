@@ -11,11 +11,11 @@ use aya::{
 };
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig,
-    Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name,
+    Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name, proto,
 };
 use pith_core::crc::{self, Carry};
 
-use crate::{bpffs::Pins, cidr::Cidr, table};
+use crate::{bpffs::Pins, cidr::Cidr};
 
 /// Of the prefix of a key of SOURCES, before its range.
 const SERVICE_BITS: u32 = u32::BITS;
@@ -157,8 +157,8 @@ impl Maps {
         let address = Ipv4Addr::from(frontend.addr_be.to_ne_bytes());
         let place = SocketAddrV4::new(address, u16::from_be(frontend.port_be));
         match frontend.scope {
-            Scope::INSIDE6 => format!("{}/{}", self.real(place), table::protocol(frontend)),
-            _ => table::show(frontend),
+            Scope::INSIDE6 => format!("{}/{}", self.real(place), protocol(frontend)),
+            _ => show(frontend),
         }
     }
 
@@ -333,5 +333,25 @@ fn absent_is_removed(result: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
+    }
+}
+
+/// Its protocol's name.
+fn protocol(frontend: &Frontend) -> &'static str {
+    match frontend.proto {
+        proto::TCP => "TCP",
+        proto::UDP => "UDP",
+        proto::SCTP => "SCTP",
+        _ => "any",
+    }
+}
+
+/// A frontend in words; one of IPv6 by its stand-in.
+pub(crate) fn show(frontend: &Frontend) -> String {
+    let port = u16::from_be(frontend.port_be);
+    let protocol = protocol(frontend);
+    match frontend.addr_be {
+        0 => format!("node port {port}/{protocol}"),
+        addr_be => format!("{}:{port}/{protocol}", Ipv4Addr::from(addr_be.to_ne_bytes())),
     }
 }

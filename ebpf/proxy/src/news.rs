@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::{
+    limit::Limit,
     service::ServiceName,
-    table::Limit,
     world::{Named, named},
 };
 

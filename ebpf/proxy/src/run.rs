@@ -34,11 +34,12 @@ use crate::{
     datapath::{Datapath, DatapathError, be},
     flows::COLLECT_EVERY,
     health,
+    limit::Limit,
     news::{self, News, Newsroom},
     plan::{NodeIdentity, ServicePlan},
     pods::{self, PodLinks},
     service::{self, ServiceName},
-    table::{ApplyError, Limit, Table},
+    table::{ApplyError, Table},
     world::{Change, Event, World},
 };
 

@@ -9,9 +9,10 @@ use std::{
 use pith_abi::{Address6, Frontend, Scope, StandIn};
 
 use crate::{
+    limit::Limit,
     plan::{Group, Group6, GroupKey, Reach, ServicePlan, Six},
     service::{Protocol, ServiceName},
-    table::{ApplyError, Limit, Table},
+    table::{ApplyError, Table},
     table_tests::{LIMITS, Watched},
 };
 

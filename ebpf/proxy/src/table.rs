@@ -11,7 +11,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
     net::{Ipv4Addr, SocketAddrV4},
 };
 
@@ -20,7 +19,8 @@ use pith_abi::{Frontend, FrontendTarget, Head, MAX_BACKENDS_A_SERVICE, Scope, Se
 use crate::{
     generation::{Change, Generation, Placed},
     gone::Gone,
-    maps::{MapAccess, ServiceMaps},
+    limit::{Limit, TableLimits},
+    maps::{self, MapAccess, ServiceMaps},
     plan::{Group, GroupKey, Reach, ServicePlan, Six},
     service::ServiceName,
     slots::{Run, Slots},
@@ -40,46 +40,6 @@ pub enum ApplyError {
         #[source]
         source: MapAccess,
     },
-}
-
-/// What there can be no more of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Limit {
-    Frontends,
-    Services,
-    Backends,
-    Sources,
-    /// IPv6 addresses of Services and backends.
-    Addresses,
-    /// That of the layout, which nobody can raise.
-    BackendsOfOne,
-}
-
-impl Limit {
-    /// The option of the command line that raises it.
-    pub fn option(self) -> Option<&'static str> {
-        match self {
-            Self::Frontends => Some("--limit-frontends"),
-            Self::Services => Some("--limit-services"),
-            Self::Backends => Some("--limit-backends"),
-            Self::Sources => Some("--limit-sources"),
-            Self::Addresses => Some("--limit-addresses"),
-            Self::BackendsOfOne => None,
-        }
-    }
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Frontends => "frontends",
-            Self::Services => "services",
-            Self::Backends => "backends",
-            Self::Sources => "sources",
-            Self::Addresses => "IPv6 addresses",
-            Self::BackendsOfOne => "backends of one Service",
-        })
-    }
 }
 
 /// What the maps hold of one Service.
@@ -111,16 +71,6 @@ pub struct Table {
     indexes: Slots,
     limits: TableLimits,
     tag: u16,
-}
-
-/// Sizes of the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableLimits {
-    pub frontends: u32,
-    pub services: u32,
-    pub backends: u32,
-    pub sources: u32,
-    pub addresses: u32,
 }
 
 impl Table {
@@ -493,7 +443,7 @@ impl Table {
             Some((owner, _)) if owner != service => {
                 return Err(ApplyError::Taken {
                     service: service.clone(),
-                    address: show(frontend),
+                    address: maps::show(frontend),
                     owner: owner.clone(),
                 });
             }
@@ -528,24 +478,4 @@ impl Table {
 /// policy leaves none out.
 fn is_counted(key: &GroupKey) -> bool {
     key.reach == Reach::Internal
-}
-
-/// Its protocol's name.
-pub(crate) fn protocol(frontend: &Frontend) -> &'static str {
-    match frontend.proto {
-        pith_abi::proto::TCP => "TCP",
-        pith_abi::proto::UDP => "UDP",
-        pith_abi::proto::SCTP => "SCTP",
-        _ => "any",
-    }
-}
-
-/// A frontend in words; one of IPv6 by its stand-in.
-pub(crate) fn show(frontend: &Frontend) -> String {
-    let port = u16::from_be(frontend.port_be);
-    let protocol = protocol(frontend);
-    match frontend.addr_be {
-        0 => format!("node port {port}/{protocol}"),
-        addr_be => format!("{}:{port}/{protocol}", Ipv4Addr::from(addr_be.to_ne_bytes())),
-    }
 }

@@ -18,10 +18,11 @@ use proptest::prelude::*;
 
 use crate::{
     cidr::Cidr,
+    limit::{Limit, TableLimits},
     maps::{MapAccess, ServiceMaps},
     plan::{Group, GroupKey, Reach, ServicePlan},
     service::{Protocol, ServiceName},
-    table::{ApplyError, Limit, Table, TableLimits},
+    table::{ApplyError, Table},
 };
 
 pub(crate) const LIMITS: TableLimits =

@@ -19,7 +19,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use crate::support::{Sandbox, ip, network::cidr};
+use crate::support::{Sandbox, ip, network::cidr, table_of};
 
 /// Streams, and the longest of them.
 const STREAMS: u32 = 60;
@@ -40,8 +40,7 @@ impl<'s> Kernel<'s> {
         datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
         datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
         datapath.set_service_address(BALANCER.into(), Some(true)).expect("the map can be written");
-        let (maps, limits) = datapath.service_maps();
-        let table = Table::adopt(maps, limits).expect("the maps can be read");
+        let table = table_of(&mut datapath);
         Self { sandbox, datapath, table, events: 0 }
     }
 

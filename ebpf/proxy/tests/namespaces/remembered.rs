@@ -9,10 +9,10 @@ use std::{
 };
 
 use pith_abi::{Connected, LAYOUT, Reason, map_name};
-use pith_proxy::{Datapath, Limits, service::Protocol, table::Table};
+use pith_proxy::{Datapath, Limits, service::Protocol};
 use rustix::net::{AddressFamily, SocketType, connect, connect_unspec, socket};
 
-use crate::support::{DEADLINE, Demo, Sandbox, at};
+use crate::support::{DEADLINE, Demo, Sandbox, apply, at, count, table_of};
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 2] = [[127, 0, 0, 2], [127, 0, 0, 3]];
@@ -28,11 +28,9 @@ impl<'a> Ground<'a> {
         let mut config = sandbox.config();
         config.limits = limits;
         let mut datapath = Datapath::open(&config).expect("the datapath opens");
-        let (maps, limits) = datapath.service_maps();
-        let mut table = Table::adopt(maps, limits).expect("the maps can be read");
+        let mut table = table_of(&mut datapath);
         let mut demo = Demo::new(SERVICE, protocol, 80, 8080);
-        let errors = table.apply(maps, &demo.endpoints(servers).plan());
-        assert!(errors.is_empty(), "{errors:?}");
+        apply(&mut datapath, &mut table, demo.endpoints(servers));
         Self { sandbox, datapath }
     }
 
@@ -46,8 +44,7 @@ impl<'a> Ground<'a> {
     }
 
     fn count(&self, reason: Reason) -> u64 {
-        let reasons = self.datapath.reasons().expect("counters can be read");
-        reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
+        count(&self.datapath, reason)
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
     thread,
 };
 
-use crate::support::{DEADLINE, Demo, Sandbox, at};
+use crate::support::{DEADLINE, Demo, Sandbox, apply, at, count, open};
 use pith_abi::{LAYOUT, Reason};
-use pith_proxy::{Datapath, ServicePlan, inspect::inspect, service::Protocol, table::Table};
+use pith_proxy::{Datapath, ServicePlan, inspect::inspect, service::Protocol};
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const SERVERS: [[u8; 4]; 2] = [[127, 0, 0, 2], [127, 0, 0, 3]];
@@ -47,23 +47,6 @@ fn ask_tcp() -> std::io::Result<[u8; 4]> {
     let mut answer = [0; 4];
     stream.read_exact(&mut answer)?;
     Ok(answer)
-}
-
-fn open(sandbox: &Sandbox) -> (Datapath, Table) {
-    let mut datapath = Datapath::open(&sandbox.config()).expect("the datapath opens");
-    let (maps, limits) = datapath.service_maps();
-    let table = Table::adopt(maps, limits).expect("the maps can be read");
-    (datapath, table)
-}
-
-fn apply(datapath: &mut Datapath, table: &mut Table, demo: &Demo) {
-    let errors = table.apply(datapath.service_maps().0, &demo.plan());
-    assert!(errors.is_empty(), "{errors:?}");
-}
-
-fn count(datapath: &Datapath, reason: Reason) -> u64 {
-    let reasons = datapath.reasons().expect("counters can be read");
-    reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
 }
 
 #[test]

@@ -8,13 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{DEADLINE, Demo, Sandbox, at, ip};
+use crate::support::{DEADLINE, Demo, Sandbox, apply, at, count, ip, open};
 use pith_abi::Reason;
 use pith_proxy::{
-    Datapath,
     inspect::inspect,
     service::{Endpoint, Protocol},
-    table::Table,
 };
 
 const SERVICE: Ipv6Addr = Ipv6Addr::new(0xFD00, 0x96, 0, 0, 0, 0, 0, 0x10);
@@ -70,18 +68,6 @@ fn ask_tcp(service: SocketAddr) -> std::io::Result<IpAddr> {
     Ok(Ipv6Addr::from(answer).to_canonical())
 }
 
-fn open(sandbox: &Sandbox) -> (Datapath, Table) {
-    let mut datapath = Datapath::open(&sandbox.config()).expect("the datapath opens");
-    let (maps, limits) = datapath.service_maps();
-    let table = Table::adopt(maps, limits).expect("the maps can be read");
-    (datapath, table)
-}
-
-fn apply(datapath: &mut Datapath, table: &mut Table, demo: &Demo) {
-    let errors = table.apply(datapath.service_maps().0, &demo.plan());
-    assert!(errors.is_empty(), "{errors:?}");
-}
-
 /// A Service at one address of each family.
 fn dual(protocol: Protocol) -> Demo {
     let mut demo = Demo::new(SERVICE4, protocol, 80, 8080);
@@ -91,11 +77,6 @@ fn dual(protocol: Protocol) -> Demo {
 
 fn endpoints(demo: &mut Demo, addresses: &[IpAddr]) {
     demo.slice.endpoints = addresses.iter().map(|address| Endpoint::ready(*address)).collect();
-}
-
-fn count(datapath: &Datapath, reason: Reason) -> u64 {
-    let reasons = datapath.reasons().expect("counters can be read");
-    reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
 }
 
 #[test]

@@ -11,7 +11,10 @@ use std::{
     thread,
 };
 
-use crate::support::{DEADLINE, Demo, Namespace, Sandbox, ask_tcp, ask_udp, at, ip, serve_tcp, serve_udp};
+use crate::support::{
+    DEADLINE, Demo, Namespace, Sandbox, apply, ask_tcp, ask_udp, at, count, ip, serve_tcp, serve_udp,
+    table_of,
+};
 use pith_abi::{Frontend, Reason, Tuple, proto};
 use pith_core::{
     Verdict,
@@ -68,13 +71,11 @@ impl Network {
         let mut demo = Demo::new([10, 96, 0, 10], protocol, 80, target);
         demo.service.ports[0].node_port = Some(NODE_PORT);
         demo.endpoints(backends);
-        let errors = self.table.apply(self.datapath.service_maps().0, &demo.plan());
-        assert!(errors.is_empty(), "{errors:?}");
+        apply(&mut self.datapath, &mut self.table, &demo);
     }
 
     fn count(&self, reason: Reason) -> u64 {
-        let reasons = self.datapath.reasons().expect("counters can be read");
-        reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
+        count(&self.datapath, reason)
     }
 }
 
@@ -85,8 +86,7 @@ fn open(sandbox: &Sandbox) -> (Datapath, Table) {
     let mut datapath = Datapath::open(&config).expect("the datapath opens");
     datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
     datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
-    let (maps, limits) = datapath.service_maps();
-    let table = Table::adopt(maps, limits).expect("the maps can be read");
+    let table = table_of(&mut datapath);
     (datapath, table)
 }
 

@@ -20,9 +20,11 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, unshare};
+use pith_abi::Reason;
 use pith_proxy::{
-    Config, NodeIdentity, ServicePlan, plan_service,
+    Config, Datapath, NodeIdentity, ServicePlan, plan_service,
     service::{Endpoint, Protocol, Service, ServiceName, ServicePort, Slice},
+    table::Table,
 };
 
 /// How long anything on this machine may take before a test calls it lost.
@@ -240,6 +242,31 @@ impl Demo {
     pub(crate) fn plan(&self) -> ServicePlan {
         plan_service(&self.service, [&self.slice].into_iter(), &NodeIdentity::new("node"))
     }
+}
+
+/// A datapath at the sandbox's sockets, and its table of Services.
+pub(crate) fn open(sandbox: &Sandbox) -> (Datapath, Table) {
+    let mut datapath = Datapath::open(&sandbox.config()).expect("the datapath opens");
+    let table = table_of(&mut datapath);
+    (datapath, table)
+}
+
+/// The Services that a datapath's maps hold.
+pub(crate) fn table_of(datapath: &mut Datapath) -> Table {
+    let (maps, limits) = datapath.service_maps();
+    Table::adopt(maps, limits).expect("the maps can be read")
+}
+
+/// Puts a Service in force.
+pub(crate) fn apply(datapath: &mut Datapath, table: &mut Table, demo: &Demo) {
+    let errors = table.apply(datapath.service_maps().0, &demo.plan());
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// How often a verdict was given.
+pub(crate) fn count(datapath: &Datapath, reason: Reason) -> u64 {
+    let reasons = datapath.reasons().expect("counters can be read");
+    reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
 }
 
 pub(crate) fn at(address: [u8; 4], port: u16) -> SocketAddrV4 {

@@ -19,7 +19,7 @@ use pith_proxy::{
     table::Table,
 };
 
-use super::{Demo, Namespace, Sandbox, at, ip, serve_tcp, serve_udp};
+use super::{Demo, Namespace, Sandbox, at, ip, serve_tcp, serve_udp, table_of};
 
 pub(crate) const OUTSIDE: [u8; 4] = [172, 30, 0, 1];
 pub(crate) const NODE: [u8; 4] = [172, 30, 0, 2];
@@ -118,8 +118,7 @@ impl Nodes {
     }
 
     pub(crate) fn count(&self, reason: Reason) -> u64 {
-        let reasons = self.datapath.reasons().expect("counters can be read");
-        reasons.iter().find(|(found, _)| *found == reason).map_or(0, |(_, count)| *count)
+        super::count(&self.datapath, reason)
     }
 }
 
@@ -136,8 +135,7 @@ fn open(sandbox: &Sandbox, limits: Limits) -> (Datapath, Table) {
     datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
     datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
     datapath.attach_pods().expect("the pods' links are there");
-    let (maps, limits) = datapath.service_maps();
-    let table = Table::adopt(maps, limits).expect("the maps can be read");
+    let table = table_of(&mut datapath);
     (datapath, table)
 }
 
