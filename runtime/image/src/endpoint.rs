@@ -62,6 +62,9 @@ pub(crate) struct Endpoint {
     /// What to log in with, best first; at least one.
     candidates: Vec<Auth>,
     login: Mutex<Login>,
+    /// Held by who asks the token server: of several whose token ran out at once, one asks. A token server may take back
+    /// what it gave before.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// What is asked of an endpoint: `GET <base>/<repository>/<rest>`.
@@ -80,8 +83,16 @@ pub(crate) struct Want<'w> {
 struct Login {
     candidate: usize,
     header: Option<HeaderValue>,
-    /// The header was accepted before: when it no longer is, a token has run out.
+    /// The candidate was accepted before: when its header no longer is, a token has run out.
     worked: bool,
+}
+
+/// Who asked for the header that there is now.
+#[derive(PartialEq)]
+enum LoggedIn {
+    Now,
+    /// Another request did, while this one was under way.
+    Meanwhile,
 }
 
 impl Endpoint {
@@ -116,8 +127,9 @@ impl Endpoint {
         }
         let client = builder.build().map_err(|e| fail(&e))?;
         let candidates = if candidates.is_empty() { vec![Auth::Anonymous] } else { candidates };
-        let (repository, login) = (repository.to_owned(), Mutex::default());
-        Ok(Endpoint { host, client, name, repository, timeouts, candidates, login })
+        let repository = repository.to_owned();
+        let (login, asking) = (Mutex::default(), tokio::sync::Mutex::default());
+        Ok(Endpoint { host, client, name, repository, timeouts, candidates, login, asking })
     }
 
     /// The answer to it, once it is not a refusal.
@@ -144,8 +156,7 @@ impl Endpoint {
             let response = request.send().await.map_err(|e| self.failed(action, &e))?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && logins <= self.candidates.len() {
-                logins += 1;
-                self.log_in(&login, response).await?;
+                logins += usize::from(self.log_in(&login, response).await? == LoggedIn::Now);
                 continue;
             }
             if status == StatusCode::FORBIDDEN && self.next_candidate(&login) {
@@ -221,15 +232,15 @@ impl Endpoint {
     }
 
     /// After a 401 to a request made with `used`: another header to ask with, or an error.
-    async fn log_in(&self, used: &Login, response: Response) -> Result<()> {
+    async fn log_in(&self, used: &Login, response: Response) -> Result<LoggedIn> {
+        let _asking = self.asking.lock().await;
         let in_vain = used.header.is_some() && !self.login().worked;
         if in_vain && !self.next_candidate(used) {
             return Err(self.refused("logging in", response).await);
         }
         let now = self.login().clone();
         if now.header.is_some() && now.header != used.header {
-            // Someone else has logged in meanwhile.
-            return Ok(());
+            return Ok(LoggedIn::Meanwhile);
         }
         let mut candidate = now.candidate;
         let challenges = challenges(response.headers());
@@ -238,8 +249,9 @@ impl Endpoint {
             match self.header_for(auth, &challenges).await {
                 Ok(mut header) => {
                     header.set_sensitive(true);
-                    *self.login() = Login { candidate, header: Some(header), worked: false };
-                    return Ok(());
+                    let worked = now.worked && candidate == now.candidate;
+                    *self.login() = Login { candidate, header: Some(header), worked };
+                    return Ok(LoggedIn::Now);
                 }
                 Err(error @ Error::Unauthorised { .. }) => last = Some(error),
                 Err(error) => return Err(error),
