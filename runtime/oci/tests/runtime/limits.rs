@@ -99,15 +99,14 @@ fn processes() {
 
 fn cpu() {
     let name = "limits-cpu";
-    let bundle = waiting(name, json!({ "cpu": { "quota": 10_000, "period": 50_000, "shares": 512 } }));
+    let bundle = waiting(name, json!({ "cpu": { "quota": 5_000, "period": 50_000, "shares": 512 } }));
     let throttled = || stats(&bundle)["cpu"]["throttling"]["throttledPeriods"].as_u64().unwrap_or(0);
-    bundle.oci(&["exec", name, "guest", "burn", "300"]).ok();
-    assert!(throttled() > 0, "a fifth of a processor is not the whole: {:#}", stats(&bundle));
+    bundle.oci(&["exec", "--detach", name, "guest", "burn", "3600000"]).ok();
+    bundle.wait_for("an end of a tenth of a processor", || throttled() > 0);
     // What an update leaves out stays.
-    update(&bundle, &json!({ "cpu": { "period": 20_000 } }));
+    update(&bundle, &json!({ "cpu": { "period": 25_000 } }));
     let before = throttled();
-    bundle.oci(&["exec", name, "guest", "burn", "300"]).ok();
-    assert!(throttled() > before, "half of a processor is not the whole");
+    bundle.wait_for("an end of a fifth of a processor", || throttled() > before);
     if hierarchy().place(Controller::Cpuset).is_none() {
         eprintln!("SKIPPED: limits_cpu: this machine has no cpuset controller");
         return;
