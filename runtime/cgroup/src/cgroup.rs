@@ -172,6 +172,7 @@ impl Cgroup {
                 },
                 Step::CpuPeriod(period) => self.set_cpu_period(period)?,
                 Step::SwapBeyondMemory(total) => self.set_swap_beyond_memory(total)?,
+                Step::DeviceRules(rules) => self.write_device_rules(&rules)?,
                 Step::DeviceProgram(rules) => self.attach_device_program(&rules)?,
             }
         }
@@ -201,6 +202,26 @@ impl Cgroup {
         let dir =
             self.dir_of(controller).ok_or_else(|| Error::NoController { controller, wanted: name.into() })?;
         file::read(&dir.join(name))
+    }
+
+    /// v1: a dozen rules are usual, so both files stay open meanwhile.
+    fn write_device_rules(&self, rules: &devices::Rules) -> Result<()> {
+        let wanted =
+            || Error::NoController { controller: Controller::Devices, wanted: "device rules".into() };
+        let dir = self.dir_of(Controller::Devices).ok_or_else(wanted)?;
+        let (allow, deny) = (dir.join("devices.allow"), dir.join("devices.deny"));
+        let allow = match file::ToWrite::open(&allow, "device rules") {
+            Err(error) if error.is_not_found() && self.add_controller(Controller::Devices)? => {
+                file::ToWrite::open(&allow, "device rules")?
+            }
+            opened => opened?,
+        };
+        let deny = file::ToWrite::open(&deny, "device rules")?;
+        for rule in rules.iter() {
+            let file = if rule.allow { &allow } else { &deny };
+            file.write(&rule.to_string())?;
+        }
+        Ok(())
     }
 
     /// v2: the program stays with the cgroup; a second call exchanges it.

@@ -4,6 +4,7 @@
 //! which is why `std::fs::write` (O_CREAT | O_TRUNC) is not used.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -14,15 +15,35 @@ use crate::error::{Error, Result};
 const READ_MAX: usize = 64 * 1024;
 
 pub(crate) fn write(path: &Path, value: &str) -> Result<()> {
-    let failed =
-        |source: io::Error| Error::Write { path: path.to_path_buf(), value: value.to_owned(), source };
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| failed(e.into()))?;
-    let written = rustix::io::write(&file, value.as_bytes()).map_err(|e| failed(e.into()))?;
-    if written != value.len() {
-        return Err(failed(io::Error::from(io::ErrorKind::WriteZero)));
+    ToWrite::open(path, value)?.write(value)
+}
+
+/// A control file that takes several values, each in a `write` of its own.
+pub(crate) struct ToWrite<'p> {
+    path: &'p Path,
+    file: OwnedFd,
+}
+
+impl ToWrite<'_> {
+    /// `first` is what will be written first, for the error.
+    pub(crate) fn open<'p>(path: &'p Path, first: &str) -> Result<ToWrite<'p>> {
+        match rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => Ok(ToWrite { path, file }),
+            Err(errno) => Err(failed(path, first, errno.into())),
+        }
     }
-    Ok(())
+
+    pub(crate) fn write(&self, value: &str) -> Result<()> {
+        match rustix::io::write(&self.file, value.as_bytes()) {
+            Ok(written) if written == value.len() => Ok(()),
+            Ok(_) => Err(failed(self.path, value, io::ErrorKind::WriteZero.into())),
+            Err(errno) => Err(failed(self.path, value, errno.into())),
+        }
+    }
+}
+
+fn failed(path: &Path, value: &str, source: io::Error) -> Error {
+    Error::Write { path: path.to_path_buf(), value: value.to_owned(), source }
 }
 
 /// A whole control file, or an error when it is absurdly long.

@@ -43,6 +43,8 @@ pub enum Step {
     CpuPeriod(u64),
     /// v2 counts swap alone: it gets what memory and swap together have beyond the memory limit in force.
     SwapBeyondMemory(i64),
+    /// v1 takes one rule a write.
+    DeviceRules(devices::Rules),
     /// v2 has no device controller: an eBPF program on the cgroup decides (BPF_PROG_TYPE_CGROUP_DEVICE).
     DeviceProgram(devices::Rules),
 }
@@ -352,10 +354,7 @@ impl Plan<'_> {
 
     fn devices(&mut self, rules: &devices::Rules) -> Result<()> {
         if self.version(Controller::Devices, "device rules").is_ok() {
-            for rule in rules.iter() {
-                let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-                self.write(Controller::Devices, file, rule);
-            }
+            self.steps.push(Step::DeviceRules(rules.clone()));
         } else if self.hierarchy.v2_root().is_some() {
             self.steps.push(Step::DeviceProgram(rules.clone()));
         } else {

@@ -17,13 +17,15 @@ fn words(hierarchy: &Hierarchy, resources: Value) -> Result<Vec<String>> {
             Step::IfPresent(write) => format!("{write}?"),
             Step::CpuPeriod(period) => format!("cpu.max ← … {period}"),
             Step::SwapBeyondMemory(total) => format!("memory.swap.max ← {total} - memory.max"),
-            Step::DeviceProgram(rules) => {
-                let rules: Vec<String> =
-                    rules.iter().map(|r| format!("{}{r}", if r.allow { '+' } else { '-' })).collect();
-                format!("program {}", rules.join(", "))
-            }
+            Step::DeviceRules(rules) => format!("devices {}", signed(&rules)),
+            Step::DeviceProgram(rules) => format!("program {}", signed(&rules)),
         })
         .collect())
+}
+
+fn signed(rules: &devices::Rules) -> String {
+    let signed = rules.iter().map(|rule| format!("{}{rule}", if rule.allow { '+' } else { '-' }));
+    signed.collect::<Vec<_>>().join(", ")
 }
 
 #[test]
@@ -133,7 +135,7 @@ fn plan_table() {
                 {"allow": false, "access": "rwm"},
                 {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
                 {"allow": true, "type": "b", "major": 8, "access": "r"}]}),
-            v1: &["devices.deny ← a", "devices.allow ← c 1:3 rwm", "devices.allow ← b 8:* r"],
+            v1: &["devices -a, +c 1:3 rwm, +b 8:* r"],
             v2: &["program -a, +c 1:3 rwm, +b 8:* r"],
         },
         Case {

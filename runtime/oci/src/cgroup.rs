@@ -7,7 +7,7 @@ use std::time::Duration;
 use oci_spec::runtime::{
     Linux, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResources, Spec,
 };
-use pith_cgroup::{Cgroup, Controller, Hierarchy, Step};
+use pith_cgroup::{Cgroup, Hierarchy, Step};
 use pith_container::supervisor::protocol::CgroupDirs;
 use serde::{Deserialize, Serialize};
 
@@ -138,23 +138,19 @@ pub(crate) fn make(
 fn in_words(hierarchy: &Hierarchy, resources: &LinuxResources) -> String {
     let steps = pith_cgroup::plan(hierarchy, resources).unwrap_or_default();
     let mut writes = Vec::new();
-    let mut devices = 0;
     for step in steps {
         match step {
-            Step::Write(write) | Step::IfPresent(write) if write.controller != Controller::Devices => {
-                writes.push(write.to_string());
-            }
+            Step::Write(write) | Step::IfPresent(write) => writes.push(write.to_string()),
             Step::Pair(first, second) => writes.extend([first.to_string(), second.to_string()]),
             Step::CpuPeriod(period) => writes.push(format!("cpu.max ← the quota in force, {period}")),
             Step::SwapBeyondMemory(total) => {
                 writes.push(format!("memory.swap.max ← {total} less memory.max"));
             }
             Step::DeviceProgram(_) => writes.push("bpf BPF_PROG_ATTACH the device rules".to_owned()),
-            Step::Write(_) | Step::IfPresent(_) => devices += 1,
+            Step::DeviceRules(rules) => {
+                writes.push(format!("devices.allow, devices.deny ← {} rules", rules.iter().count()));
+            }
         }
-    }
-    if devices > 0 {
-        writes.push(format!("devices.allow, devices.deny ← {devices} rules"));
     }
     format!("write {}", writes.join(", "))
 }

@@ -132,7 +132,6 @@ impl Making<'_> {
     fn make(&self, mut state: State) -> Result<Created> {
         let spec = &self.bundle.spec;
         self.folder.save(&state)?;
-        self.folder.save_config(&self.bundle.text)?;
         let linux = spec.linux().clone().unwrap_or_default();
         let cgroup = match &state.cgroup {
             Some(place) => match cgroup::make(self.hierarchy, place, &linux, self.request.witness) {
@@ -176,7 +175,11 @@ impl Making<'_> {
         let launched = tell(witness, words, || execute::launch(&launch)).map_err(Error::Start)?;
         // Closed here, so that nobody is behind the gate once the container's process is gone.
         drop((gate, prepared));
-        let terminal = self.follow(&launched, &plan, &mut state).inspect_err(|_| end(&launched.child))?;
+        // The process makes its mounts meanwhile.
+        let saved = self.folder.save_config(&self.bundle.text);
+        let terminal = saved
+            .and_then(|()| self.follow(&launched, &plan, &mut state))
+            .inspect_err(|_| end(&launched.child))?;
         Ok(Created { folder: self.folder.clone(), state, child: launched.child, terminal, plan })
     }
 

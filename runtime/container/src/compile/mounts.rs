@@ -352,6 +352,11 @@ impl<'a> Mounts<'a> {
             options: vec![("mode".to_owned(), Some("755".to_owned()))],
             attributes: options.attributes.set & !RDONLY,
         });
+        self.make.extend(dirs.iter().map(|(name, _)| Step::MakeDirectory {
+            slot,
+            name: (*name).clone(),
+            mode: 0o755,
+        }));
         self.attach.push(Step::Attach { slot, target: target.clone() });
         self.attach.extend(binds);
         if options.attributes.set & RDONLY != 0 {

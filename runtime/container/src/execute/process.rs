@@ -238,8 +238,13 @@ impl Executor {
         let capabilities = self.available(capabilities)?;
         for capability in caps::all() {
             let wanted = capabilities.bounding & capability.bitmask() != 0;
-            if !wanted && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
-                set("bounding", caps::drop(None, CapSet::Bounding, capability))?;
+            if wanted {
+                continue;
+            }
+            let dropped = caps::drop(None, CapSet::Bounding, capability);
+            // Who has none to drop is refused as well, and so is what this kernel does not know.
+            if dropped.is_err() && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+                set("bounding", dropped)?;
             }
         }
         give_stdio(resolved.uid)?;
