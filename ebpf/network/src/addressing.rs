@@ -1,11 +1,14 @@
 //! Which subnets a cluster uses: chosen where they collide with nothing the host knows, or taken as
 //! requested and refused where they collide. Pure.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::names::ReplicaNumber;
+use crate::names::{ClusterName, ReplicaNumber, hash};
 
 /// The subnets of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,31 @@ impl Addressing {
     /// The address of a replica.
     pub fn replica(&self, replica: ReplicaNumber) -> Ipv4Addr {
         nth(self.nodes, 1 + u32::from(replica.get()))
+    }
+}
+
+/// The IPv6 networks of a cluster of both families: below a prefix of the cluster's own (RFC 4193), which follows from
+/// its name, so that there is nothing to choose and nothing to remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Networks6 {
+    /// Addresses of the replicas, a /64.
+    pub nodes: Ipv6Net,
+    /// Each replica's pods get a /64 of it.
+    pub pods: Ipv6Net,
+    /// Addresses of Services, a /112.
+    pub services: Ipv6Net,
+}
+
+impl Networks6 {
+    /// Those of this cluster.
+    pub fn of(cluster: &ClusterName) -> Self {
+        let global = u64::from_str_radix(&hash(&cluster.to_string(), 10), 16).expect("hexadecimal digits");
+        let site = (0xFD << 120) | (u128::from(global) << 80);
+        let below = |subnet: u128, prefix| {
+            Ipv6Net::new(Ipv6Addr::from_bits(site | (subnet << 64)), prefix)
+                .expect("the prefix is at most 128")
+        };
+        Self { nodes: below(0, 64), pods: below(0x100, 56), services: below(0xFFFF, 112) }
     }
 }
 

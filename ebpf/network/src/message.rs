@@ -1,16 +1,16 @@
 //! Route netlink messages by what they are for, so that the rest of the crate reads like `ip` commands.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
@@ -200,17 +200,22 @@ pub(crate) fn delete_group(group: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(message)
 }
 
-/// `ip address add ADDRESS/PREFIX dev INDEX`.
-pub(crate) fn address(index: u32, net: Ipv4Net) -> RouteNetlinkMessage {
+/// `ip address add ADDRESS/PREFIX dev INDEX`, usable at once: nobody else can have it, so nobody is asked
+/// (`nodad`).
+pub(crate) fn address(index: u32, net: impl Into<IpNet>) -> RouteNetlinkMessage {
+    let net = net.into();
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = net.addr().into();
     message.header.prefix_len = net.prefix_len();
     message.header.index = index;
     message.header.scope = AddressScope::Universe;
-    message.attributes =
-        vec![AddressAttribute::Local(net.addr().into()), AddressAttribute::Address(net.addr().into())];
-    if net.prefix_len() < 31 {
-        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    message.attributes = vec![AddressAttribute::Local(net.addr()), AddressAttribute::Address(net.addr())];
+    match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => {
+            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+        }
+        IpNet::V4(_) => {}
+        IpNet::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
     }
     RouteNetlinkMessage::NewAddress(message)
 }
@@ -238,25 +243,25 @@ pub(crate) fn addresses(messages: &[RouteNetlinkMessage]) -> Vec<(u32, Ipv4Net)>
 }
 
 /// `ip address del`.
-pub(crate) fn delete_address(index: u32, net: Ipv4Net) -> RouteNetlinkMessage {
+pub(crate) fn delete_address(index: u32, net: impl Into<IpNet>) -> RouteNetlinkMessage {
     match address(index, net) {
         RouteNetlinkMessage::NewAddress(message) => RouteNetlinkMessage::DelAddress(message),
         other => other,
     }
 }
 
-/// An IPv4 route of the main table.
+/// A route of the main table. Its addresses are of one family, the destination's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) destination: Ipv4Net,
-    pub(crate) via: Option<Ipv4Addr>,
+    pub(crate) destination: IpNet,
+    pub(crate) via: Option<IpAddr>,
     /// Interface index.
     pub(crate) device: Option<u32>,
     pub(crate) kind: RouteType,
     pub(crate) protocol: RouteProtocol,
     pub(crate) metric: Option<u32>,
     /// The source address of what this machine itself sends there.
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) source: Option<IpAddr>,
     /// `via` is reachable on `device` although no address or route says so.
     pub(crate) on_link: bool,
 }
@@ -264,13 +269,14 @@ pub(crate) struct Route {
 impl Route {
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = self.destination.addr().into();
         message.header.destination_prefix_length = self.destination.prefix_len();
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = self.protocol;
         message.header.kind = self.kind;
         message.header.scope = match (self.via, self.kind) {
-            (None, RouteType::Unicast) => RouteScope::Link,
+            // Routes of IPv6 have no scope (net/ipv6/route.c).
+            (None, RouteType::Unicast) if self.destination.addr().is_ipv4() => RouteScope::Link,
             _ => RouteScope::Universe,
         };
         if self.on_link {
@@ -278,16 +284,16 @@ impl Route {
         }
         let attributes = &mut message.attributes;
         if self.destination.prefix_len() > 0 {
-            attributes.push(RouteAttribute::Destination(RouteAddress::Inet(self.destination.network())));
+            attributes.push(RouteAttribute::Destination(self.destination.network().into()));
         }
         if let Some(via) = self.via {
-            attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(via)));
+            attributes.push(RouteAttribute::Gateway(via.into()));
         }
         if let Some(device) = self.device {
             attributes.push(RouteAttribute::Oif(device));
         }
         if let Some(source) = self.source {
-            attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+            attributes.push(RouteAttribute::PrefSource(source.into()));
         }
         if let Some(metric) = self.metric {
             attributes.push(RouteAttribute::Priority(metric));
@@ -305,14 +311,14 @@ impl Route {
         RouteNetlinkMessage::DelRoute(self.message())
     }
 
-    /// `ip route show`, as a dump.
+    /// `ip route show`, as a dump of both families.
     pub(crate) fn dump_message() -> RouteNetlinkMessage {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = AddressFamily::Unspec;
         RouteNetlinkMessage::GetRoute(message)
     }
 
-    /// The IPv4 routes of the main table among `messages`.
+    /// The routes of the main table among `messages`.
     pub(crate) fn all(messages: &[RouteNetlinkMessage]) -> Vec<Self> {
         messages.iter().filter_map(Self::parse).collect()
     }
@@ -320,23 +326,28 @@ impl Route {
     fn parse(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
         let header = &message.header;
-        if header.address_family != AddressFamily::Inet || header.table != RouteHeader::RT_TABLE_MAIN {
+        let unspecified: IpAddr = match header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        if header.table != RouteHeader::RT_TABLE_MAIN {
             return None;
         }
         let (mut destination, mut via, mut device, mut metric, mut source) =
-            (Ipv4Addr::UNSPECIFIED, None, None, None, None);
+            (unspecified, None, None, None, None);
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-                RouteAttribute::Gateway(RouteAddress::Inet(address)) => via = Some(*address),
+                RouteAttribute::Destination(address) => destination = ip(address)?,
+                RouteAttribute::Gateway(address) => via = ip(address),
                 RouteAttribute::Oif(index) => device = Some(*index),
-                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+                RouteAttribute::PrefSource(address) => source = ip(address),
                 RouteAttribute::Priority(priority) => metric = Some(*priority),
                 _ => {}
             }
         }
         Some(Self {
-            destination: Ipv4Net::new(destination, header.destination_prefix_length).ok()?,
+            destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
             via,
             device,
             kind: header.kind,
@@ -348,15 +359,24 @@ impl Route {
     }
 }
 
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
 /// `ip neighbour replace ADDRESS lladdr MAC dev INDEX nud permanent`: nobody ever has to ask for it.
-pub(crate) fn permanent_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+pub(crate) fn permanent_neighbour(index: u32, address: impl Into<IpAddr>, mac: Mac) -> RouteNetlinkMessage {
+    let address = address.into();
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address.into();
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::Destination(address.into()),
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     RouteNetlinkMessage::NewNeighbour(message)

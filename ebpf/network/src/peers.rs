@@ -4,10 +4,10 @@
 //! somebody else's. What to do follows from the Nodes and the routes there are alone ([`plan`]), so that
 //! it does not matter what an earlier process did. Routes stay when the process ends: traffic goes on.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt,
@@ -32,21 +32,26 @@ pub struct Peer {
     /// Its node's name.
     pub node: String,
     /// Where its pods are.
-    pub pods: Ipv4Net,
-    /// Its node's address.
-    pub via: Ipv4Addr,
+    pub pods: IpNet,
+    /// Its node's address, of the same family.
+    pub via: IpAddr,
 }
 
 impl Peer {
-    /// `None` for a node that has no pod CIDR or no IPv4 address yet.
-    fn of(node: &Node) -> Option<Self> {
-        let spec = node.spec.as_ref()?;
-        let cidrs = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
-        let pods = cidrs.into_iter().find_map(|cidr| cidr.parse::<Ipv4Net>().ok())?;
-        let addresses = node.status.as_ref()?.addresses.as_ref()?;
-        let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
-        let via = internal.into_iter().find_map(|address| address.address.parse().ok())?;
-        Some(Self { node: node.name_any(), pods: pods.trunc(), via })
+    /// One for each family in which the node has pods and an address of its own.
+    fn of(node: &Node) -> Vec<Self> {
+        let spec = node.spec.iter();
+        let cidrs = spec.flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+        let cidrs: Vec<IpNet> = cidrs.filter_map(|cidr| cidr.parse().ok()).collect();
+        let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let internal = addresses.filter(|address| address.type_ == "InternalIP");
+        let internal: Vec<IpAddr> = internal.filter_map(|address| address.address.parse().ok()).collect();
+        let of = |six: bool| {
+            let pods = cidrs.iter().find(|cidr| cidr.addr().is_ipv6() == six)?.trunc();
+            let via = *internal.iter().find(|address| address.is_ipv6() == six)?;
+            Some(Self { node: node.name_any(), pods, via })
+        };
+        [of(false), of(true)].into_iter().flatten().collect()
     }
 }
 
@@ -56,16 +61,16 @@ pub enum Action {
     /// Make the route, or make it right.
     Set(Peer),
     /// No peer has these pods any more.
-    Remove(Ipv4Net),
+    Remove(IpNet),
 }
 
 /// The routes' next hops by destination, as observed.
-pub type Observed = BTreeMap<Ipv4Net, Ipv4Addr>;
+pub type Observed = BTreeMap<IpNet, IpAddr>;
 
 /// What turns `observed` into routes to exactly the `desired` peers. Of two peers that claim the same
 /// pods the first by name has them.
 pub fn plan(desired: &[Peer], observed: &Observed) -> Vec<Action> {
-    let mut wanted: BTreeMap<Ipv4Net, &Peer> = BTreeMap::new();
+    let mut wanted: BTreeMap<IpNet, &Peer> = BTreeMap::new();
     for peer in desired {
         let holder = wanted.entry(peer.pods).or_insert(peer);
         if peer.node < holder.node {
@@ -137,10 +142,10 @@ impl Routes {
 /// A netlink socket cannot be opened. Failures of the API and of single routes are logged and tried again.
 pub async fn run(client: Client, node: Option<String>, cancel: CancellationToken) -> Result<(), RtnlError> {
     let mut routes = Some(Routes::open()?);
-    let mut peers: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut peers: BTreeMap<String, Vec<Peer>> = BTreeMap::new();
     // Until the first list is complete a missing node means nothing.
     let mut complete = false;
-    let mut fresh: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut fresh: BTreeMap<String, Vec<Peer>> = BTreeMap::new();
     let nodes = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
     let mut nodes = std::pin::pin!(nodes);
     let mut look_again = tokio::time::interval(LOOK_AGAIN);
@@ -176,22 +181,23 @@ pub async fn run(client: Client, node: Option<String>, cancel: CancellationToken
             },
         }
         if complete {
-            let desired: Vec<Peer> = peers.values().cloned().collect();
+            let desired: Vec<Peer> = peers.values().flatten().cloned().collect();
             routes = apply_off_thread(routes, desired).await?;
         }
     }
 }
 
-/// Whether the node's peer has changed.
-fn note(peers: &mut BTreeMap<String, Peer>, object: &Node, own: Option<&str>) -> bool {
+/// Whether the node's peers have changed.
+fn note(peers: &mut BTreeMap<String, Vec<Peer>>, object: &Node, own: Option<&str>) -> bool {
     let name = object.name_any();
     if own == Some(name.as_str()) {
         return false;
     }
-    match Peer::of(object) {
-        Some(peer) => peers.insert(name, peer.clone()).as_ref() != Some(&peer),
-        None => peers.remove(&name).is_some(),
+    let of = Peer::of(object);
+    if of.is_empty() {
+        return peers.remove(&name).is_some();
     }
+    peers.insert(name, of.clone()).as_ref() != Some(&of)
 }
 
 /// The socket outlives the namespace of the blocking thread that uses it; a socket lost with a panicked
@@ -214,7 +220,7 @@ fn protocol() -> RouteProtocol {
     RouteProtocol::Other(ROUTES_TO_PEERS)
 }
 
-fn route(destination: Ipv4Net, via: Option<Ipv4Addr>) -> Route {
+fn route(destination: IpNet, via: Option<IpAddr>) -> Route {
     Route {
         destination,
         via,
@@ -291,11 +297,13 @@ mod tests {
             node.metadata.name = Some("a".to_owned());
             Peer::of(&node)
         };
-        let complete = Some(peer("a", "10.244.0.0/24", "10.200.0.2"));
-        let internal = ("InternalIP", "10.200.0.2");
-        assert_eq!(node(&["10.244.0.0/24"], &[("Hostname", "a"), internal]), complete);
-        assert_eq!(node(&["fd00::/64", "10.244.0.0/24"], &[("InternalIP", "fd00::1"), internal]), complete);
-        assert_eq!(node(&[], &[internal]), None);
-        assert_eq!(node(&["10.244.0.0/24"], &[("ExternalIP", "10.200.0.2")]), None);
+        let four = peer("a", "10.244.0.0/24", "10.200.0.2");
+        let six = peer("a", "fd00::/64", "fd01::1");
+        let (internal, internal6) = (("InternalIP", "10.200.0.2"), ("InternalIP", "fd01::1"));
+        assert_eq!(node(&["10.244.0.0/24"], &[("Hostname", "a"), internal]), std::slice::from_ref(&four));
+        assert_eq!(node(&["fd00::/64", "10.244.0.0/24"], &[internal6, internal]), [four.clone(), six]);
+        assert_eq!(node(&["fd00::/64", "10.244.0.0/24"], &[internal]), [four]);
+        assert_eq!(node(&[], &[internal]), []);
+        assert_eq!(node(&["10.244.0.0/24"], &[("ExternalIP", "10.200.0.2")]), []);
     }
 }

@@ -7,6 +7,9 @@
 //!  10.244.1.1 at <mac>, permanent     10.244.1.7 at <mac>, permanent
 //! ```
 //!
+//! In a cluster of both families each address of IPv4 has one of IPv6 beside it, which ends with it
+//! (`fd00:244:0:1::10.244.1.7`), with the same routes and neighbours.
+//!
 //! There is no bridge between the pods of a replica and nobody ever asks by ARP: both ends know the
 //! other's Ethernet address from the start, so that a pod's first packet leaves at once, and eBPF
 //! programs find everything in the neighbour table.
@@ -18,13 +21,13 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use nix::{
     errno::Errno,
@@ -65,8 +68,10 @@ const FILE: &str = "pod-addresses.json";
 pub struct Config {
     /// Folder for the addresses file; made if missing.
     pub state_dir: PathBuf,
-    /// The node's `spec.podCIDR`.
+    /// The IPv4 range of the node's `spec.podCIDRs`.
     pub pod_cidr: Ipv4Net,
+    /// The IPv6 one, of at most 96 bits, where the cluster has both families.
+    pub pod_cidr6: Option<Ipv6Net>,
     /// The interface whose MTU pods get; without it, 1500 bytes.
     pub uplink: Option<String>,
     /// The replica's namespace; `None` is the one of the calling thread.
@@ -78,6 +83,8 @@ pub struct Config {
 pub struct PodAddress {
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its address in IPv6, where it has one.
+    pub address6: Option<Ipv6Addr>,
     /// Its gateway and name server.
     pub gateway: Ipv4Addr,
     /// Name of the replica's end.
@@ -141,6 +148,7 @@ pub enum PodNetError {
 pub struct PodNet {
     requests: mpsc::Sender<Call>,
     gateway: Ipv4Addr,
+    gateway6: Option<Ipv6Addr>,
     mtu: u32,
 }
 
@@ -166,8 +174,9 @@ impl PodNet {
         };
         let (started, start) = oneshot::channel();
         let (requests, calls) = mpsc::channel(REQUESTS_MAX);
-        let (state_dir, pod_cidr, uplink) = (config.state_dir, config.pod_cidr, config.uplink);
-        let body = move || match Worker::start(home, &state_dir, pod_cidr, uplink.as_deref()) {
+        let (state_dir, uplink) = (config.state_dir, config.uplink);
+        let ranges = Ranges { four: config.pod_cidr.trunc(), six: config.pod_cidr6.map(|net| net.trunc()) };
+        let body = move || match Worker::start(home, &state_dir, ranges, uplink.as_deref()) {
             Ok(worker) => {
                 if started.send(Ok(worker.mtu)).is_ok() {
                     worker.serve(calls);
@@ -180,12 +189,17 @@ impl PodNet {
             .spawn(body)
             .map_err(|source| enter("the replica", source))?;
         let mtu = start.await.map_err(|_| PodNetError::Stopped)??;
-        Ok(Self { requests, gateway: Pool::gateway(pod_cidr), mtu })
+        Ok(Self { requests, gateway: ranges.gateway(), gateway6: ranges.six(ranges.gateway()), mtu })
     }
 
     /// Address of the pods' gateway, on which the replica's name server listens.
     pub fn gateway(&self) -> Ipv4Addr {
         self.gateway
+    }
+
+    /// The same in IPv6.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.gateway6
     }
 
     /// MTU of the pods' interfaces, in bytes.
@@ -231,13 +245,32 @@ fn enter(of: &str, source: io::Error) -> PodNetError {
     PodNetError::Enter { of: of.to_owned(), source }
 }
 
+/// The replica's addresses for pods.
+#[derive(Debug, Clone, Copy)]
+struct Ranges {
+    four: Ipv4Net,
+    six: Option<Ipv6Net>,
+}
+
+impl Ranges {
+    fn gateway(self) -> Ipv4Addr {
+        Pool::gateway(self.four)
+    }
+
+    /// Who has an address of IPv4 has that of IPv6 which ends with it: there is one pool, and one file.
+    fn six(self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let network = self.six?.network().to_bits();
+        Some(Ipv6Addr::from_bits(network | u128::from(address.to_bits())))
+    }
+}
+
 /// The thread's state.
 struct Worker {
     home: OwnedFd,
     rtnl: Rtnl,
     pool: Pool,
     file: PathBuf,
-    gateway: Ipv4Addr,
+    ranges: Ranges,
     mtu: u32,
 }
 
@@ -245,20 +278,22 @@ impl Worker {
     fn start(
         home: OwnedFd,
         state_dir: &Path,
-        pod_cidr: Ipv4Net,
+        ranges: Ranges,
         uplink: Option<&str>,
     ) -> Result<Self, PodNetError> {
         enter_netns(home.as_fd()).map_err(|source| enter("the replica", source))?;
         sysctl::enable_forwarding()?;
+        if ranges.six.is_some() {
+            sysctl::enable_forwarding6()?;
+        }
         std::fs::create_dir_all(state_dir)
             .map_err(|source| PodNetError::StateDir { path: state_dir.to_owned(), source })?;
         let file = state_dir.join(FILE);
-        let pool = Pool::load(&file, pod_cidr)?;
+        let pool = Pool::load(&file, ranges.four)?;
         let mut rtnl = Rtnl::open().map_err(PodNetError::Replica)?;
-        let gateway = Pool::gateway(pod_cidr);
         let mtu = uplink_mtu(&mut rtnl, uplink)?;
-        replica_side(&mut rtnl, pod_cidr, gateway).map_err(PodNetError::Replica)?;
-        Ok(Self { home, rtnl, pool, file, gateway, mtu })
+        replica_side(&mut rtnl, ranges).map_err(PodNetError::Replica)?;
+        Ok(Self { home, rtnl, pool, file, ranges, mtu })
     }
 
     /// Takes all that waits at once: attaching comes first, since a pod waits for it, and all that is to
@@ -310,31 +345,40 @@ impl Worker {
         let near = self.pair(pod, netns, address, &mut inside)?;
         self.pod_side(&mut inside, address).map_err(refused)?;
 
-        let host = Ipv4Net::from(address);
-        let route = Route {
-            destination: host,
-            via: None,
-            device: Some(near.index),
-            kind: RouteType::Unicast,
-            protocol: RouteProtocol::Other(ROUTES_TO_PODS),
-            metric: None,
-            // What the replica itself sends to a pod (probes, DNS answers) comes from the gateway.
-            source: Some(self.gateway),
-            on_link: false,
-        };
-        let neighbour = message::permanent_neighbour(near.index, address, mac_of(address));
-        let requests = vec![
-            Request::replace("add the neighbour for the pod", neighbour),
-            Request::replace("add the route to the pod", route.new_message()),
-        ];
+        let mut requests = Vec::new();
+        for (own, gateway) in self.pairs(address) {
+            let route = Route {
+                destination: own.into(),
+                via: None,
+                device: Some(near.index),
+                kind: RouteType::Unicast,
+                protocol: RouteProtocol::Other(ROUTES_TO_PODS),
+                metric: None,
+                // What the replica itself sends to a pod (probes, DNS answers) comes from the gateway.
+                source: Some(gateway),
+                on_link: false,
+            };
+            let neighbour = message::permanent_neighbour(near.index, own, mac_of(address));
+            requests.push(Request::replace("add the neighbour for the pod", neighbour));
+            requests.push(Request::replace("add the route to the pod", route.new_message()));
+        }
         self.rtnl.batch(requests).map_err(refused)?;
         Ok(PodAddress {
             address,
-            gateway: self.gateway,
+            address6: self.ranges.six(address),
+            gateway: self.ranges.gateway(),
             interface: near.name,
             ifindex: near.index,
             mtu: self.mtu,
         })
+    }
+
+    /// A pod's addresses, each with its gateway.
+    fn pairs(&self, address: Ipv4Addr) -> impl Iterator<Item = (IpAddr, IpAddr)> + use<> {
+        let gateway = self.ranges.gateway();
+        let six = self.ranges.six(address).zip(self.ranges.six(gateway));
+        let six = six.map(|(own, gateway)| (own.into(), gateway.into()));
+        std::iter::once((address.into(), gateway.into())).chain(six)
     }
 
     /// The veth pair; the replica's end. One of an earlier attempt is used again if its other end is in
@@ -392,24 +436,26 @@ impl Worker {
         ])?;
         let gone = || RtnlError::Malformed(format!("no answer about {INTERFACE}"));
         let index = Link::all(&answers).pop().ok_or_else(gone)?.index;
-        let own = Ipv4Net::from(address);
-        let default = Route {
-            destination: Ipv4Net::default(),
-            via: Some(self.gateway),
-            device: Some(index),
-            kind: RouteType::Unicast,
-            protocol: RouteProtocol::Static,
-            metric: None,
-            source: None,
-            on_link: true,
-        };
-        let gateway = message::permanent_neighbour(index, self.gateway, REPLICA_END);
-        inside.batch(vec![
-            Request::replace(format!("add {own} in the pod"), message::address(index, own)),
-            Request::replace("add the neighbour for the gateway in the pod", gateway),
-            Request::replace("add the default route in the pod", default.new_message()),
-        ])?;
-        Ok(())
+        let mut requests = Vec::new();
+        for (own, gateway) in self.pairs(address) {
+            let default = Route {
+                destination: everything(gateway),
+                via: Some(gateway),
+                device: Some(index),
+                kind: RouteType::Unicast,
+                protocol: RouteProtocol::Static,
+                metric: None,
+                source: None,
+                on_link: true,
+            };
+            let neighbour = message::permanent_neighbour(index, gateway, REPLICA_END);
+            requests.extend([
+                Request::replace(format!("add {own} in the pod"), message::address(index, IpNet::from(own))),
+                Request::replace("add the neighbour for the gateway in the pod", neighbour),
+                Request::replace("add the default route in the pod", default.new_message()),
+            ]);
+        }
+        inside.batch(requests).map(drop)
     }
 
     fn detach(&mut self, pod: &PodUid) -> Result<(), PodNetError> {
@@ -477,7 +523,10 @@ impl Worker {
     fn rtnl_in(&self, pod: &PodUid, netns: &OwnedFd) -> Result<Rtnl, PodNetError> {
         enter_netns(netns.as_fd()).map_err(|source| enter(&format!("pod {pod}"), source))?;
         let rtnl = Rtnl::open();
+        // Before its interface is made, which begins with these.
+        let quiet = self.ranges.six.map_or(Ok(()), |_| sysctl::still());
         enter_netns(self.home.as_fd()).expect("a namespace that was entered once can be entered again");
+        quiet?;
         rtnl.map_err(|source| PodNetError::Pod { pod: pod.clone(), source })
     }
 }
@@ -503,24 +552,36 @@ fn uplink_mtu(rtnl: &mut Rtnl, uplink: Option<&str>) -> Result<u32, PodNetError>
 
 /// The gateway's address, on `lo` because it is on no link; and an answer for addresses that no pod has,
 /// which would otherwise leave by the default route and come back for ever.
-fn replica_side(rtnl: &mut Rtnl, pod_cidr: Ipv4Net, gateway: Ipv4Addr) -> Result<(), RtnlError> {
-    let unreachable = Route {
-        destination: pod_cidr.trunc(),
-        via: None,
-        device: None,
-        kind: RouteType::Unreachable,
-        protocol: RouteProtocol::Other(ROUTES_TO_PODS),
-        metric: None,
-        source: None,
-        on_link: false,
-    };
-    let address = message::address(LOOPBACK, Ipv4Net::from(gateway));
-    let requests = vec![
-        Request::set("set lo up", message::link_up(LOOPBACK, Vec::new())),
-        Request::replace(format!("give lo the gateway's address {gateway}"), address),
-        Request::replace(format!("make {pod_cidr} unreachable by default"), unreachable.new_message()),
-    ];
+fn replica_side(rtnl: &mut Rtnl, ranges: Ranges) -> Result<(), RtnlError> {
+    let gateway = ranges.gateway();
+    let six = ranges.six.zip(ranges.six(gateway)).map(|(net, gateway)| (net.into(), gateway.into()));
+    let mut requests = vec![Request::set("set lo up", message::link_up(LOOPBACK, Vec::new()))];
+    for (net, gateway) in std::iter::once((IpNet::from(ranges.four), IpAddr::from(gateway))).chain(six) {
+        let unreachable = Route {
+            destination: net,
+            via: None,
+            device: None,
+            kind: RouteType::Unreachable,
+            protocol: RouteProtocol::Other(ROUTES_TO_PODS),
+            metric: None,
+            source: None,
+            on_link: false,
+        };
+        let address = message::address(LOOPBACK, IpNet::from(gateway));
+        requests.extend([
+            Request::replace(format!("give lo the gateway's address {gateway}"), address),
+            Request::replace(format!("make {net} unreachable by default"), unreachable.new_message()),
+        ]);
+    }
     rtnl.batch(requests).map(drop)
+}
+
+/// Of the address's family.
+fn everything(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
+    }
 }
 
 /// By name and kind: `pith` and eleven hexadecimal digits.

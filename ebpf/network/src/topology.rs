@@ -16,9 +16,13 @@
 //!
 //! All functions block; each takes a few milliseconds a replica.
 
-use std::{collections::HashMap, fmt, io, net::Ipv4Addr};
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::{
     link::{InfoKind, LinkAttribute},
     route::{RouteProtocol, RouteType},
@@ -48,6 +52,9 @@ pub struct Config {
     pub replicas: u16,
     /// Subnet of the replicas; `None` takes the one the cluster has, or else chooses a free /24.
     pub nodes: Option<Ipv4Net>,
+    /// Subnet of the replicas in IPv6, of at most 96 bits, where the cluster has both families: each address
+    /// ends with that of IPv4.
+    pub nodes6: Option<Ipv6Net>,
     /// Cluster CIDR; `None` takes the one the cluster has, or else chooses a free /16.
     pub pods: Option<Ipv4Net>,
     /// Service CIDR, from which the others keep away.
@@ -76,6 +83,16 @@ pub struct ReplicaNet {
     pub netns: Netns,
     /// Its address on [`UPLINK`].
     pub address: Ipv4Addr,
+    /// The same in IPv6.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl Config {
+    fn six(&self, address: Ipv4Addr) -> Option<Ipv6Net> {
+        let net = self.nodes6?;
+        let bits = net.network().to_bits() | u128::from(address.to_bits());
+        Ipv6Net::new(Ipv6Addr::from_bits(bits), net.prefix_len()).ok()
+    }
 }
 
 /// Why the topology could not be made.
@@ -114,6 +131,12 @@ pub enum TopologyError {
     /// A namespace could not be made or entered.
     #[error(transparent)]
     Netns(NetnsError),
+    /// Both families are wanted where there is one.
+    #[error("this kernel has no IPv6, or was told to do without it (ipv6.disable=1)")]
+    NoIpv6,
+    /// A parameter of the bridge, which would have no IPv6, could not be set.
+    #[error("give the bridge IPv6")]
+    Bridge(#[source] SysctlError),
     /// A kernel parameter could not be set in a replica's namespace.
     #[error("in {netns}")]
     Sysctl {
@@ -189,6 +212,9 @@ pub fn ensure(config: &Config) -> Result<Topology, TopologyError> {
     if config.replicas > ReplicaNumber::MAX {
         return Err(TopologyError::TooMany(config.replicas));
     }
+    if config.nodes6.is_some() && !sysctl::has_ipv6() {
+        return Err(TopologyError::NoIpv6);
+    }
     let _lock = netns::Lock::take().map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => TopologyError::Rights,
         _ => TopologyError::Lock(error),
@@ -198,11 +224,18 @@ pub fn ensure(config: &Config) -> Result<Topology, TopologyError> {
     let addressing = subnets(config, &host)?;
     let bridge = config.cluster.bridge();
     let bridge_index = ensure_bridge(&mut rtnl, &host, &config.cluster, addressing)?;
+    if let Some(own) = config.six(addressing.host()) {
+        sysctl::allow6(&bridge).map_err(TopologyError::Bridge)?;
+        let what = format!("give {bridge} the address {own}");
+        rtnl.batch(vec![Request::replace(what, message::address(bridge_index, own))])?;
+    }
 
     let mut replicas = Vec::with_capacity(usize::from(config.replicas));
     for number in ReplicaNumber::first(config.replicas) {
         let netns = Netns::ensure(&config.cluster.netns(number))?;
-        let replica = ReplicaNet { number, netns, address: addressing.replica(number) };
+        let address = addressing.replica(number);
+        let address6 = config.six(address).map(|net| net.addr());
+        let replica = ReplicaNet { number, netns, address, address6 };
         let uplink = Uplink { config, addressing, mtu: host.mtu(), bridge_index, replica: &replica };
         uplink.ensure(&mut rtnl, host.link(&config.cluster.port(number)))?;
         replicas.push(replica);
@@ -287,7 +320,7 @@ impl Host {
     /// MTU of the default route's interface: what leaves the machine has to fit there, and a smaller
     /// packet costs nothing between replicas, whose segments are not cut on a bridge at all (GSO).
     fn mtu(&self) -> u32 {
-        let default = self.routes.iter().filter(|route| route.destination.prefix_len() == 0);
+        let default = self.routes.iter().filter(|route| route.destination == IpNet::from(Ipv4Net::default()));
         let best = default.min_by_key(|route| route.metric.unwrap_or(0));
         let device = best.and_then(|route| route.device);
         let link = device.and_then(|index| self.links.iter().find(|link| link.index == index));
@@ -303,13 +336,16 @@ impl Host {
             .iter()
             .filter(|(index, _)| Some(*index) != except)
             .map(|(index, net)| InUse { net: net.trunc(), by: format!("address {net} of {}", name(*index)) });
-        let routes = self.routes.iter();
+        let routes = self.routes.iter().filter_map(|route| match route.destination {
+            IpNet::V4(net) => Some((route, net)),
+            IpNet::V6(_) => None,
+        });
         let routes = routes
-            .filter(|route| route.destination.prefix_len() > 0)
-            .filter(|route| except.is_none() || route.device != except)
-            .map(|route| {
+            .filter(|(_, net)| net.prefix_len() > 0)
+            .filter(|(route, _)| except.is_none() || route.device != except)
+            .map(|(route, net)| {
                 let device = route.device.map_or(String::new(), |index| format!(" dev {}", name(index)));
-                InUse { net: route.destination, by: format!("route {}{device}", route.destination) }
+                InUse { net, by: format!("route {net}{device}") }
             });
         let clusters = self.links.iter().filter(|link| Some(link.index) != except);
         let clusters = clusters.filter_map(|link| {
@@ -408,6 +444,9 @@ impl Uplink<'_> {
         let inside = netns.run(|| -> Result<_, TopologyError> {
             let sysctl = |source| TopologyError::Sysctl { netns: netns.name().to_owned(), source };
             sysctl::enable_forwarding().map_err(sysctl)?;
+            if self.config.nodes6.is_some() {
+                sysctl::enable_forwarding6().map_err(sysctl)?;
+            }
             let mut inside = Rtnl::open()?;
             let links = Link::all(&inside.dump("list links", message::get_links())?);
             let uplink = links.into_iter().find(|link| link.name == UPLINK);
@@ -467,8 +506,8 @@ impl Uplink<'_> {
             })
             .collect();
         let default = Route {
-            destination: Ipv4Net::default(),
-            via: Some(self.addressing.host()),
+            destination: Ipv4Net::default().into(),
+            via: Some(self.addressing.host().into()),
             device: Some(index),
             kind: RouteType::Unicast,
             protocol: RouteProtocol::Static,
@@ -483,6 +522,9 @@ impl Uplink<'_> {
             Request::replace(format!("add {own} in {netns}"), message::address(index, own)),
             Request::replace(format!("add the default route in {netns}"), default.new_message()),
         ]);
+        if let Some(own) = self.config.six(self.replica.address) {
+            requests.push(Request::replace(format!("add {own} in {netns}"), message::address(index, own)));
+        }
         inside.batch(requests)?;
         Ok(())
     }

@@ -378,6 +378,7 @@ impl PodNetwork for Network {
             let config = pith_network::pods::Config {
                 state_dir: self.state.clone(),
                 pod_cidr: range.map_err(NetworkError::new)?,
+                pod_cidr6: None,
                 uplink: None,
                 netns: None,
             };

@@ -29,6 +29,7 @@ pub(crate) fn cluster(replicas: u16) -> Topology {
         cluster: ClusterName::parse("pods").expect("valid"),
         replicas,
         nodes: None,
+        nodes6: None,
         pods: None,
         services: "10.96.0.0/16".parse().expect("a subnet"),
     })
@@ -40,6 +41,7 @@ pub(crate) fn config(replica: &ReplicaNet, state: &tempfile::TempDir) -> pods::C
     pods::Config {
         state_dir: state.path().join(format!("replica-{n}")),
         pod_cidr: format!("10.244.{n}.0/24").parse().expect("a subnet"),
+        pod_cidr6: None,
         uplink: Some(topology::UPLINK.to_owned()),
         netns: Some(replica.netns.as_fd().try_clone_to_owned().expect("a descriptor")),
     }
@@ -57,8 +59,8 @@ fn pods_reach_each_other_within_and_across_replicas() {
                 let config = config(replica, &state);
                 peers.push(Peer {
                     node: format!("replica-{}", replica.number.get()),
-                    pods: config.pod_cidr,
-                    via: replica.address,
+                    pods: config.pod_cidr.into(),
+                    via: replica.address.into(),
                 });
                 networks.push(PodNet::open(config).await.expect("opened"));
             }
@@ -97,6 +99,79 @@ fn pods_reach_each_other_within_and_across_replicas() {
             assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{error}");
         });
         topology::remove(&ClusterName::parse("pods").expect("valid")).expect("removed");
+    });
+}
+
+/// Both families, at once: no address waits for others to object to it.
+#[test]
+fn pods_of_two_families_reach_each_other() {
+    sandbox("pods_of_two_families_reach_each_other", || {
+        let state = tempfile::tempdir().expect("a folder");
+        let cluster = ClusterName::parse("pods").expect("valid");
+        let config_of = |replica: &ReplicaNet| {
+            let pod_cidr6 = format!("fd00:244:0:{}::/64", replica.number.get()).parse().expect("a subnet");
+            pods::Config { pod_cidr6: Some(pod_cidr6), ..config(replica, &state) }
+        };
+        let made = topology::ensure(&topology::Config {
+            cluster: cluster.clone(),
+            replicas: 2,
+            nodes: None,
+            nodes6: Some("fd00:200::/64".parse().expect("a subnet")),
+            pods: None,
+            services: "10.96.0.0/16".parse().expect("a subnet"),
+        })
+        .expect("made");
+        runtime().block_on(async {
+            let mut networks = Vec::new();
+            for replica in &made.replicas {
+                networks.push(PodNet::open(config_of(replica)).await.expect("opened"));
+            }
+            for (replica, other) in made.replicas.iter().zip(made.replicas.iter().rev()) {
+                let address6 = other.address6.expect("the nodes have addresses of both families");
+                let config = config_of(other);
+                let node = format!("replica-{}", other.number.get());
+                let peers = [
+                    Peer { node: node.clone(), pods: config.pod_cidr.into(), via: other.address.into() },
+                    Peer { node, pods: config.pod_cidr6.expect("just given").into(), via: address6.into() },
+                ];
+                let route = || {
+                    let mut routes = Routes::open().expect("opened");
+                    routes.apply(&peers).expect("routed");
+                    routes.apply(&peers).expect("and again");
+                    routes.observe().expect("listed").len()
+                };
+                assert_eq!(replica.netns.run(route).expect("entered"), 2);
+            }
+            let (a, b, far) = (pod_netns(), pod_netns(), pod_netns());
+            let at_a = networks[0].attach(&uid("a"), a.as_fd()).await.expect("attached");
+            let at_b = networks[0].attach(&uid("b"), b.as_fd()).await.expect("attached");
+            let at_far = networks[1].attach(&uid("far"), far.as_fd()).await.expect("attached");
+            let six = |pod: &pods::PodAddress| pod.address6.expect("a pod has addresses of both families");
+            assert_eq!(six(&at_a).to_string(), "fd00:244:0:1::af4:102");
+            let gateway = networks[0].gateway6().expect("there is one");
+
+            let replica = made.replicas[0].netns.as_fd();
+            assert_eq!(talk(b.as_fd(), six(&at_b), a.as_fd()), six(&at_a), "within");
+            assert_eq!(talk(far.as_fd(), six(&at_far), a.as_fd()), six(&at_a), "across");
+            assert_eq!(talk(a.as_fd(), six(&at_a), far.as_fd()), six(&at_far), "and back");
+            assert_eq!(talk(a.as_fd(), six(&at_a), replica), gateway, "a probe");
+            assert_eq!(talk(replica, gateway, a.as_fd()), six(&at_a), "the name server");
+            assert_eq!(talk(far.as_fd(), at_far.address, a.as_fd()), at_a.address, "in IPv4 too");
+
+            let nobody = ("fd00:244:0:1::af4:163".parse::<std::net::Ipv6Addr>().expect("an address"), 80);
+            let refused = run_in(a.as_fd(), || TcpStream::connect_timeout(&nobody.into(), DEADLINE));
+            let error = refused.expect("entered").expect_err("nobody is there");
+            assert!(
+                matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable),
+                "{error}"
+            );
+            // The next process finds everything as it is.
+            drop(networks);
+            let network = PodNet::open(config_of(&made.replicas[0])).await.expect("opened again");
+            assert_eq!(network.attach(&uid("a"), a.as_fd()).await.expect("adopted"), at_a);
+            assert_eq!(talk(far.as_fd(), six(&at_far), a.as_fd()), six(&at_a), "as before");
+        });
+        topology::remove(&cluster).expect("removed");
     });
 }
 

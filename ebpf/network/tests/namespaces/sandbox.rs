@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, TcpListener, TcpStream},
     os::fd::{BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -50,8 +50,9 @@ pub(crate) fn pod_netns() -> OwnedFd {
 
 /// A TCP connection from one namespace to a server in another carries bytes both ways; returns the
 /// client's address as the server saw it.
-pub(crate) fn talk(server: BorrowedFd<'_>, at: Ipv4Addr, client: BorrowedFd<'_>) -> Ipv4Addr {
-    let listener = run_in(server, || TcpListener::bind(SocketAddrV4::new(at, 0)))
+pub(crate) fn talk(server: BorrowedFd<'_>, at: impl Into<IpAddr>, client: BorrowedFd<'_>) -> IpAddr {
+    let at = at.into();
+    let listener = run_in(server, || TcpListener::bind((at, 0)))
         .expect("enter")
         .unwrap_or_else(|error| panic!("listen on {at}: {error}"));
     let target = listener.local_addr().expect("bound");
@@ -70,10 +71,7 @@ pub(crate) fn talk(server: BorrowedFd<'_>, at: Ipv4Addr, client: BorrowedFd<'_>)
     let mut byte = [0];
     stream.read_exact(&mut byte).expect("read");
     assert_eq!(byte, [42]);
-    match answering.join().expect("no panic") {
-        SocketAddr::V4(from) => *from.ip(),
-        SocketAddr::V6(from) => panic!("{from} is not IPv4"),
-    }
+    answering.join().expect("no panic").ip()
 }
 
 /// Names of the interfaces in a namespace, sorted.

@@ -14,6 +14,7 @@ fn config(cluster: &str, replicas: u16) -> Config {
         cluster: ClusterName::parse(cluster).expect("valid"),
         replicas,
         nodes: None,
+        nodes6: None,
         pods: None,
         services: "10.96.0.0/16".parse().expect("a subnet"),
     }

@@ -93,6 +93,7 @@ fn ensure_network(cluster: &Cluster, args: &UpArgs, known: Option<&Settings>) ->
         cluster: cluster.name.clone(),
         replicas: args.replicas,
         nodes: args.node_cidr.or(known.map(|settings| settings.node_cidr)),
+        nodes6: None,
         pods: args.pod_cidr.or(known.map(|settings| settings.pod_cidr)),
         services: args.service_cidr,
     };

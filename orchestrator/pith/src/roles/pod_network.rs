@@ -92,6 +92,7 @@ impl ReplicaNetwork {
         let config = Config {
             state_dir: place.state_dir.clone(),
             pod_cidr: range,
+            pod_cidr6: None,
             uplink: Some(place.uplink.clone()),
             netns: None,
         };
