@@ -17,6 +17,8 @@ pub struct Config {
     pub node_name: String,
     /// The address that the API server and other nodes reach this one by.
     pub node_ip: IpAddr,
+    /// The one of the other family, where the node has both.
+    pub second_node_ip: Option<IpAddr>,
     /// Where the server listens.
     pub listen: SocketAddr,
     /// Labels of the Node beside the standard ones.
@@ -56,6 +58,7 @@ impl Config {
         Self {
             node_name: node_name.into(),
             node_ip,
+            second_node_ip: None,
             listen: SocketAddr::new(node_ip, 10250),
             labels: BTreeMap::new(),
             state_dir: state_dir.into(),
@@ -71,6 +74,13 @@ impl Config {
             copy_roots: !pith_image::has_overlayfs(),
             image_gc: pith_image::Policy::default(),
         }
+    }
+}
+
+impl Config {
+    /// The node's addresses, the main one first.
+    pub(crate) fn node_ips(&self) -> Vec<IpAddr> {
+        std::iter::once(self.node_ip).chain(self.second_node_ip).collect()
     }
 }
 

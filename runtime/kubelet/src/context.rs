@@ -202,13 +202,13 @@ impl PodCell {
     }
 
     pub(crate) fn facts(&self) -> PodFacts {
-        let host = self.node.config.node_ip;
+        let host_ips = self.node.config.node_ips();
         let pod_ips = match self.sandbox() {
-            Some(_) if self.desired.borrow().host_network => vec![host],
+            Some(_) if self.desired.borrow().host_network => host_ips.clone(),
             Some(s) => s.addresses,
             None => vec![],
         };
-        PodFacts { host_ip: host, pod_ips, node_name: self.node.config.node_name.clone() }
+        PodFacts { host_ips, pod_ips, node_name: self.node.config.node_name.clone() }
     }
 
     /// Holds a watch on each of these objects, and on no others.

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 /// What the object does not know yet when its containers start.
 #[derive(Debug, Clone)]
 pub(crate) struct PodFacts {
-    pub(crate) host_ip: IpAddr,
+    /// Main ones first, as in the status.
+    pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) pod_ips: Vec<IpAddr>,
     pub(crate) node_name: String,
 }
@@ -38,11 +39,16 @@ pub(crate) fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, U
         "spec.nodeName" => facts.node_name.clone(),
         "spec.serviceAccountName" => spec.map(|s| text(&s.service_account_name)).unwrap_or_default(),
         "spec.restartPolicy" => spec.map(|s| text(&s.restart_policy)).unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.to_string(),
+        "status.hostIP" => facts.host_ips.first().map(IpAddr::to_string).unwrap_or_default(),
+        "status.hostIPs" => joined(&facts.host_ips),
         "status.podIP" => facts.pod_ips.first().map(IpAddr::to_string).unwrap_or_default(),
-        "status.podIPs" => facts.pod_ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","),
+        "status.podIPs" => joined(&facts.pod_ips),
         _ => return Err(UnknownField(path.to_owned())),
     })
+}
+
+fn joined(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// `metadata.labels['key']` → (`metadata.labels`, `key`).
@@ -71,8 +77,8 @@ mod tests {
         }))
         .expect("fixture");
         let facts = PodFacts {
-            host_ip: [10, 0, 0, 1].into(),
-            pod_ips: vec![[10, 1, 0, 5].into()],
+            host_ips: vec![[10, 0, 0, 1].into(), "fd00::1".parse().expect("an address")],
+            pod_ips: vec![[10, 1, 0, 5].into(), "fd00:1::5".parse().expect("an address")],
             node_name: "replica-1".into(),
         };
         let cases = [
@@ -82,7 +88,9 @@ mod tests {
             ("metadata.labels", "a.b/c=\"say \\\"hi\\\"\"\napp=\"web\""),
             ("spec.nodeName", "replica-1"),
             ("status.podIP", "10.1.0.5"),
+            ("status.podIPs", "10.1.0.5,fd00:1::5"),
             ("status.hostIP", "10.0.0.1"),
+            ("status.hostIPs", "10.0.0.1,fd00::1"),
         ];
         for (path, expect) in cases {
             assert_eq!(field(&pod, &facts, path).as_deref(), Ok(expect), "{path}");

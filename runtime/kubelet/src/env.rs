@@ -214,7 +214,7 @@ mod tests {
     fn run(container: Value) -> Result<Vec<String>, ConfigError> {
         let pod = crate::desired::fixture::pod(json!({"containers": []}));
         let facts = PodFacts {
-            host_ip: [10, 0, 0, 1].into(),
+            host_ips: vec![[10, 0, 0, 1].into()],
             pod_ips: vec![[10, 1, 0, 5].into()],
             node_name: "replica-1".into(),
         };

@@ -22,11 +22,12 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    config::Config,
     context::{Context, NetworkState, blocking},
     machine::{self, Machine},
 };
@@ -240,7 +241,7 @@ async fn keep_status(context: &Arc<Context>, machine: &Machine, has_range: bool)
         for c in newest.conditions.iter_mut().flatten() {
             c.last_heartbeat_time = Some(Time(now));
         }
-        let patch = Patch::Strategic(json!({"status": newest}));
+        let patch = Patch::Strategic(patch(&newest));
         let name = &context.config.node_name;
         match api(context).patch_status(name, &PatchParams::default(), &patch).await {
             Ok(_) => told = Some((newest, now)),
@@ -250,6 +251,16 @@ async fn keep_status(context: &Arc<Context>, machine: &Machine, has_range: bool)
             }
         }
     }
+}
+
+/// Conditions of others stay, as a merge has it; addresses are replaced, since they would be merged by their type, of
+/// which a node of both families has two (upstream: `fixupPatchForNodeStatusAddresses`).
+fn patch(newest: &NodeStatus) -> Value {
+    let mut patch = json!({ "status": newest });
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(json!({ "$patch": "replace" }));
+    }
+    patch
 }
 
 /// Equal but for the times of the heartbeats.
@@ -274,6 +285,12 @@ async fn images(context: &Arc<Context>) -> Vec<ContainerImage> {
         .collect()
 }
 
+fn addresses(config: &Config) -> Vec<NodeAddress> {
+    let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
+    let internal = config.node_ips().into_iter().map(|ip| address("InternalIP", ip.to_string()));
+    internal.chain([address("Hostname", config.node_name.clone())]).collect()
+}
+
 fn status(
     context: &Context,
     machine: &Machine,
@@ -285,10 +302,7 @@ fn status(
     let config = &context.config;
     let capacity = capacity(context, machine);
     NodeStatus {
-        addresses: Some(vec![
-            NodeAddress { type_: "InternalIP".to_owned(), address: config.node_ip.to_string() },
-            NodeAddress { type_: "Hostname".to_owned(), address: config.node_name.clone() },
-        ]),
+        addresses: Some(addresses(config)),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
         conditions: Some(conditions(context, network, before, now)),
@@ -392,4 +406,24 @@ fn conditions(
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_type_are_not_merged_into_one() {
+        let internal = |ip: &str| NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_owned() };
+        let status = NodeStatus {
+            addresses: Some(vec![internal("10.0.0.1"), internal("fd00::1")]),
+            ..NodeStatus::default()
+        };
+        let expect = json!([
+            { "type": "InternalIP", "address": "10.0.0.1" },
+            { "type": "InternalIP", "address": "fd00::1" },
+            { "$patch": "replace" },
+        ]);
+        assert_eq!(patch(&status)["status"]["addresses"], expect);
+    }
 }

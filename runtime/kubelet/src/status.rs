@@ -24,7 +24,8 @@ use crate::{
 /// What the status says beside the pod's own state.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts<'a> {
-    pub(crate) host_ip: IpAddr,
+    /// The node's addresses, the main one first.
+    pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) now: Timestamp,
     /// What was told last: source of transition times.
     pub(crate) previous: Option<&'a PodStatus>,
@@ -47,8 +48,8 @@ pub(crate) fn status(desired: &Desired, observed: &Observed, facts: &Facts<'_>) 
         start_time: told.and_then(|s| s.start_time.clone()).or(observed.start_time.map(Time)),
         qos_class: Some(resources::qos(desired.spec()).text().to_owned()),
         observed_generation: desired.pod.metadata.generation,
-        host_ip: Some(facts.host_ip.to_string()),
-        host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
+        host_ip: facts.host_ips.first().map(IpAddr::to_string),
+        host_ips: Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
         init_container_statuses: statuses(&[Role::Init, Role::Sidecar]),
         container_statuses: statuses(&[Role::Main]),
         ephemeral_container_statuses: statuses(&[Role::Ephemeral]),
@@ -71,7 +72,9 @@ pub(crate) fn status(desired: &Desired, observed: &Observed, facts: &Facts<'_>) 
 /// A pod keeps telling its address after its end; a sandbox that is being replaced has none.
 fn pod_ips(desired: &Desired, observed: &Observed, facts: &Facts<'_>) -> Vec<String> {
     match &observed.sandbox {
-        Sandbox::Ready { .. } if desired.host_network => vec![facts.host_ip.to_string()],
+        Sandbox::Ready { .. } if desired.host_network => {
+            facts.host_ips.iter().map(IpAddr::to_string).collect()
+        }
         Sandbox::Ready { addresses } => addresses.iter().map(IpAddr::to_string).collect(),
         Sandbox::Creating | Sandbox::Failed { .. } | Sandbox::Lost => vec![],
         Sandbox::Absent | Sandbox::Removing => {

@@ -62,7 +62,7 @@ fn run(spec: Value, phases: &[(&str, &str)], fate: Fate) -> (Desired, PodStatus)
     if fate != Fate::Run {
         o.stopping_since = Some(at(3));
     }
-    let facts = Facts { host_ip: [10, 0, 0, 1].into(), now: at(5), previous: None };
+    let facts = Facts { host_ips: vec![[10, 0, 0, 1].into()], now: at(5), previous: None };
     let s = status(&d, &o, &facts);
     (d, s)
 }
@@ -143,7 +143,7 @@ fn a_condition_keeps_its_time_until_its_value_changes() {
     let mut o = Observed::new(["a".to_owned()]);
     o.sandbox = Sandbox::Ready { addresses: vec![] };
     set(&mut o, "a", "unready");
-    let facts = Facts { host_ip: [10, 0, 0, 1].into(), now: at(99), previous: Some(&first) };
+    let facts = Facts { host_ips: vec![[10, 0, 0, 1].into()], now: at(99), previous: Some(&first) };
     let second = status(&d, &o, &facts);
     let since = |s: &PodStatus, t: &str| {
         let found = s.conditions.iter().flatten().find(|c| c.type_ == t).cloned();
@@ -161,7 +161,7 @@ fn readiness_gates_hold_a_pod_back() {
     let mut o = Observed::new(["a".to_owned()]);
     o.sandbox = Sandbox::Ready { addresses: vec![] };
     set(&mut o, "a", "run");
-    let facts = Facts { host_ip: [10, 0, 0, 1].into(), now: at(5), previous: None };
+    let facts = Facts { host_ips: vec![[10, 0, 0, 1].into()], now: at(5), previous: None };
     assert!(line(&status(&d, &o, &facts)).ends_with("ready=False"));
     let mut pod = (*d.pod).clone();
     pod.status =

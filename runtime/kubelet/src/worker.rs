@@ -175,7 +175,7 @@ impl Worker {
 
     fn newest(&self, desired: &Desired, now: Timestamp) -> PodStatus {
         let previous = self.told.as_deref();
-        let facts = Facts { host_ip: self.cell.node.config.node_ip, now, previous };
+        let facts = Facts { host_ips: self.cell.node.config.node_ips(), now, previous };
         status(desired, &self.observed, &facts)
     }
 

@@ -222,7 +222,7 @@ mod tests {
         volume["name"] = json!("v");
         let volume: Volume = serde_json::from_value(volume).expect("volume");
         let pod = crate::desired::fixture::pod(json!({"containers": []}));
-        let facts = PodFacts { host_ip: [10, 0, 0, 1].into(), pod_ips: vec![], node_name: "n".into() };
+        let facts = PodFacts { host_ips: vec![[10, 0, 0, 1].into()], pod_ips: vec![], node_name: "n".into() };
         let object = |kind: ObjectKind, name: &str| {
             let known = (kind, name) == (ObjectKind::ConfigMap, "conf");
             known.then(|| Arc::new(Data::from([("a".into(), b"1".to_vec()), ("b".into(), b"2".to_vec())])))
