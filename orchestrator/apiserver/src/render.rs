@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::Form,
-    http::{Body, JSON, answer},
+    admission,
+    http::{Body, JSON, answer, warn},
     objects::Stored,
     verbs::Call,
 };
@@ -56,6 +57,19 @@ pub(crate) fn object(call: &Call, status: StatusCode, stored: &Stored) -> Result
         Form::Table => table(call, kind, stored.value(kind)?)?.to_string().into_bytes(),
     };
     Ok(sized(call, status, bytes))
+}
+
+/// One object that was written, with warnings of what was passed over in the request and what the cluster does not do.
+pub(crate) fn written(
+    call: &Call,
+    status: StatusCode,
+    stored: &Stored,
+    warnings: &[String],
+) -> Result<Response<Body>, ApiError> {
+    let mut response = object(call, status, stored)?;
+    warn(&mut response, warnings);
+    warn(&mut response, &admission::warnings(call, stored)?);
+    Ok(response)
 }
 
 /// An object that is not stored (a dry run's, a question's answer).

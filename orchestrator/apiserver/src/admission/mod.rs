@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub use self::pods::Tolerations;
 use self::services::Reserved;
-use crate::{state::State, verbs::Call};
+use crate::{objects::Stored, state::State, verbs::Call};
 
 /// A write that may happen. Dropped without [`Admitted::keep`], what was reserved for it is given back.
 #[must_use]
@@ -70,6 +70,15 @@ pub(crate) async fn update(
             Ok(Admitted { reserved: Some(reserved) })
         }
         _ => Ok(Admitted::default()),
+    }
+}
+
+/// What the cluster does not do of what an object says that was written.
+pub(crate) fn warnings(call: &Call, stored: &Stored) -> Result<Vec<String>, ApiError> {
+    let target = &call.target;
+    match (target.kind.group, target.kind.plural, &target.subresource) {
+        ("", "services", None) => Ok(services::warning(&stored.value(target.kind)?).into_iter().collect()),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     written,
 };
 use crate::{
-    http::{Body, RequestBody, warn},
+    http::{Body, RequestBody},
     objects::{PutError, Stored},
     render,
     request::Verb,
@@ -72,11 +72,7 @@ pub(crate) async fn apply(
     let kind = call.target.kind;
     let name = call.target.require_name()?;
     let (config, warnings) = kind.decode("application/yaml", &body, call.validation()?)?;
-    let answer = |status: StatusCode, stored: Stored| -> Result<Response<Body>, ApiError> {
-        let mut response = render::object(call, status, &stored)?;
-        warn(&mut response, &warnings);
-        Ok(response)
-    };
+    let answer = |status: StatusCode, stored: Stored| render::written(call, status, &stored, &warnings);
     for _ in 0..MAX_TRIES {
         let by = Writer { manager: call.query.get("fieldManager"), door, now: Timestamp::now() };
         let Some(old) = call.state.objects.find(kind, call.namespace(), name).await? else {

@@ -31,18 +31,19 @@ pub(crate) async fn create(call: &Call, body: RequestBody) -> Result<Response<Bo
     }
     let mut stored = create_value(call, value, call.dry_run()?).await?;
     // The answer to a dry run has no resourceVersion.
-    let mut response = match call.dry_run()? {
+    match call.dry_run()? {
         true => {
             let mut value = stored.value(kind)?;
             meta::of_mut(&mut value).shift_remove("resourceVersion");
             stored.bytes = serde_json::to_vec(&value).map_err(ApiError::internal)?.into();
             let value = render::shown(call, kind, call.form, value)?;
-            render::value(call, StatusCode::CREATED, value)
+            let mut response = render::value(call, StatusCode::CREATED, value);
+            warn(&mut response, &warnings);
+            warn(&mut response, &admission::warnings(call, &stored)?);
+            Ok(response)
         }
-        false => render::object(call, StatusCode::CREATED, &stored)?,
-    };
-    warn(&mut response, &warnings);
-    Ok(response)
+        false => render::written(call, StatusCode::CREATED, &stored, &warnings),
+    }
 }
 
 /// Creates a decoded object; a generated name that is taken is generated again.

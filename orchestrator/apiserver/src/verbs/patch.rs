@@ -9,7 +9,7 @@ use super::{
     update::{MAX_TRIES, Managers, write},
 };
 use crate::{
-    http::{Body, RequestBody, warn},
+    http::{Body, RequestBody},
     objects::{PutError, named_revision},
     render,
 };
@@ -39,9 +39,7 @@ pub(crate) async fn patch(
         }
         match write(call, &old, &current, new, door, Managers::Follow(door)).await {
             Ok(stored) => {
-                let mut response = render::object(call, StatusCode::OK, &stored)?;
-                warn(&mut response, &warnings);
-                return Ok(response);
+                return render::written(call, StatusCode::OK, &stored, &warnings);
             }
             // Someone else was faster: the patch is applied to what is there now.
             Err(PutError::Changed) => {}

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Call, apply, read_body, written};
 use crate::{
     admission,
-    http::{Body, RequestBody, warn},
+    http::{Body, RequestBody},
     objects::{Objects, PutError, Stored, encode, named_revision, set_revision},
     render,
 };
@@ -45,9 +45,7 @@ pub(crate) async fn update(
         }
         match write(call, &old, &current, value.clone(), door, Managers::Follow(door)).await {
             Ok(stored) => {
-                let mut response = render::object(call, StatusCode::OK, &stored)?;
-                warn(&mut response, &warnings);
-                return Ok(response);
+                return render::written(call, StatusCode::OK, &stored, &warnings);
             }
             Err(PutError::Changed) if wanted.is_none() => {}
             Err(error) => return Err(error.into_error(kind.subject(name))),
@@ -69,9 +67,7 @@ async fn create_instead(
     }
     meta::of_mut(&mut value).shift_remove("uid");
     let stored = super::create::create_value(call, value, call.dry_run()?).await?;
-    let mut response = render::object(call, written(true), &stored)?;
-    warn(&mut response, warnings);
-    Ok(response)
+    render::written(call, written(true), &stored, warnings)
 }
 
 /// The object's name and namespace are those of the path.
