@@ -50,13 +50,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 pub use crate::error::{Error, Result};
-pub use crate::node_ipam::{Cidr, NoCidr};
+pub use crate::node_ipam::{Cidr, Cidr6, ClusterCidr, NoCidr, NoCidr6, NoClusterCidr};
 
 /// What can be set; the defaults are as Kubernetes has them.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The network that nodes get their ranges of pod addresses from; none leaves that to others.
-    pub cluster_cidr: Option<Cidr>,
+    pub cluster_cidr: Option<ClusterCidr>,
     /// The pool of addresses for Services of type LoadBalancer; none leaves those to others.
     pub balancer_pool: Option<Cidr>,
     /// The PEM bundle that pods verify the API server with, kept in each namespace.

@@ -79,6 +79,11 @@ fn plan(pool: Cidr, service: &Service, all: &[Arc<Service>]) -> Action {
         (false, true) => return Action::TakeBack,
         (true, false) => {}
     }
+    let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
+    if families == ["IPv6"] {
+        let why = "load balancers' addresses are of IPv4, and the Service has IPv6 alone (spec.ipFamilies)";
+        return Action::Wait(why.to_owned());
+    }
     let taken: HashSet<Ipv4Addr> = all.iter().flat_map(|service| addresses(service)).collect();
     let free = |address: &Ipv4Addr| !taken.contains(address);
     let wanted = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref());
@@ -161,6 +166,18 @@ mod tests {
             let all: Vec<_> = others.chain([service_at_hand.clone()]).collect();
             let pool = "192.0.2.4/30".parse().expect("a network");
             assert_eq!(plan(pool, &service_at_hand, &all), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_for_services_of_their_family() {
+        let pool = "192.0.2.4/30".parse().expect("a network");
+        for (families, given) in [(&["IPv4"][..], true), (&["IPv6", "IPv4"], true), (&["IPv6"], false)] {
+            let mut service = (*service("a", "LoadBalancer", None, None)).clone();
+            service.spec.get_or_insert_default().ip_families =
+                Some(families.iter().map(ToString::to_string).collect());
+            let action = plan(pool, &service, &[]);
+            assert_eq!(matches!(action, Action::Give(_)), given, "{families:?}: {action:?}");
         }
     }
 

@@ -1,12 +1,12 @@
 //! The command line, a contract: scripts and tests rely on these names and defaults.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use pith_apiserver::ServiceCidr;
-use pith_controllers::Cidr;
+use pith_apiserver::{NoCidr, ServiceCidr, ServiceCidrs};
+use pith_controllers::{Cidr, ClusterCidr};
 use pith_image::{Platform, Reference};
 use pith_network::names::ClusterName;
 
@@ -15,8 +15,10 @@ use crate::roles::proxying::AskArgs;
 use crate::run::RunArgs;
 use crate::why::Destination;
 
+mod families;
 mod kept;
 
+pub(crate) use families::{Addresses, Networks};
 pub(crate) use kept::{Kept, LimitArgs, ReplicaImageArgs, Snapshotter, Time, TimeArgs};
 
 /// Where state lives unless `--dir` says otherwise.
@@ -128,6 +130,15 @@ fn network(text: &str) -> Result<Ipv4Net, String> {
     text.parse().map_err(|_| "not an IPv4 network such as 10.244.0.0/16".to_owned())
 }
 
+/// Replicas have IPv4 in every case.
+fn service_ranges(text: &str) -> Result<ServiceCidrs, String> {
+    let ranges: ServiceCidrs = text.parse().map_err(|error: NoCidr| error.to_string())?;
+    match ranges.primary().first() {
+        IpAddr::V4(_) => Ok(ranges),
+        IpAddr::V6(_) => Err("the first range is of IPv4: replicas without it are not supported".to_owned()),
+    }
+}
+
 /// Of the sizes that the API server takes.
 fn services(text: &str) -> Result<Ipv4Net, String> {
     text.parse::<ServiceCidr>().map_err(|error| error.to_string())?;
@@ -199,12 +210,13 @@ pub(crate) struct PrimaryArgs {
     /// The cluster's name in the kubeconfig.
     #[arg(long, default_value = "pith", value_parser = ClusterName::parse)]
     pub(crate) name: ClusterName,
-    /// The addresses of pods; each replica gets a /24 of them.
-    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub(crate) pod_cidr: Cidr,
+    /// The addresses of pods, of IPv4 or of both families: 10.244.0.0/16,fd00:244::/48. Each replica gets a /24 and
+    /// a /64 of them.
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: ClusterCidr,
     /// The addresses of Services.
-    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = services)]
-    pub(crate) service_cidr: Ipv4Net,
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.96.0.0/16", value_parser = service_ranges)]
+    pub(crate) service_cidr: ServiceCidrs,
     /// The pool of addresses for Services of type LoadBalancer. The network in front of the nodes must lead
     /// there, or be the nodes' own: then one of them answers for each. Without it nobody gives addresses.
     #[arg(long, value_name = "CIDR")]
@@ -246,9 +258,9 @@ pub(crate) struct ReplicaArgs {
     /// The node's name [default: the host's name].
     #[arg(long)]
     pub(crate) node_name: Option<String>,
-    /// The node's address [default: the uplink's first].
-    #[arg(long)]
-    pub(crate) node_ip: Option<Ipv4Addr>,
+    /// The node's address, or one of each family [default: the uplink's first, of IPv4].
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]")]
+    pub(crate) node_ip: Option<Addresses>,
     /// The interface that leads to the other nodes [default: the default route's].
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) uplink: Option<String>,
@@ -256,8 +268,8 @@ pub(crate) struct ReplicaArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) netns: Option<String>,
     /// The addresses of all pods of the cluster; what pods send elsewhere is masqueraded.
-    #[arg(long, value_name = "CIDR", value_parser = network)]
-    pub(crate) cluster_cidr: Option<Ipv4Net>,
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pub(crate) cluster_cidr: Option<Networks>,
     /// The cgroup subtree of this replica, relative to each hierarchy's root.
     #[arg(long, default_value = "pith/replica")]
     pub(crate) cgroup: String,

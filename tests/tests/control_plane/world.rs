@@ -60,7 +60,7 @@ impl World {
         let server = Server::open(config, store).await?;
         let (cancel, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let options = pith_controllers::Options {
-            cluster_cidr: Some("10.9.0.0/16".parse()?),
+            cluster_cidr: Some("10.9.0.0/16".parse::<pith_controllers::Cidr>()?.into()),
             balancer_pool: None,
             root_ca: Some("PEM".into()),
             lease_grace: LEASE_GRACE,

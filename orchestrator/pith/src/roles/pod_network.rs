@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kube::Client;
 use pith_kubelet::{NetworkError, PodNetwork};
 use pith_kubelet::{PodId, PodUid as KubeletPodUid};
@@ -32,8 +32,8 @@ pub(crate) struct Place {
     pub(crate) state_dir: PathBuf,
     /// Where this machine's resolvers are reached, which may be on its loopback.
     pub(crate) host_netns: OwnedFd,
-    /// All pods of the cluster.
-    pub(crate) cluster_cidr: Option<IpNet>,
+    /// All pods of the cluster, of each family.
+    pub(crate) cluster_cidrs: Vec<IpNet>,
     pub(crate) tasks: Tasks,
 }
 
@@ -64,7 +64,7 @@ impl Place {
             domain: CLUSTER_DOMAIN.to_owned(),
             resolvers: dns::resolvers(&ResolvConf::of_machine().nameservers),
             resolvers_netns: Some(self.host_netns.try_clone()?),
-            own_addresses: self.cluster_cidr.into_iter().collect(),
+            own_addresses: self.cluster_cidrs.clone(),
         })
     }
 }
@@ -82,6 +82,7 @@ impl ReplicaNetwork {
     async fn set_up(&self, ranges: &[String]) -> Result<(), NetworkError> {
         let range = ranges.iter().find_map(|range| range.parse::<Ipv4Net>().ok());
         let range = range.ok_or_else(|| NetworkError::new(Refusal::NoRange(ranges.to_vec())))?;
+        let six = ranges.iter().find_map(|range| range.parse::<Ipv6Net>().ok());
         let _once = self.setting_up.lock().await;
         match self.pods.get() {
             Some((known, _)) if *known == range => return Ok(()),
@@ -92,7 +93,7 @@ impl ReplicaNetwork {
         let config = Config {
             state_dir: place.state_dir.clone(),
             pod_cidr: range,
-            pod_cidr6: None,
+            pod_cidr6: six,
             uplink: Some(place.uplink.clone()),
             netns: None,
         };
@@ -120,7 +121,8 @@ impl PodNetwork for ReplicaNetwork {
         let pod = uid(&pod.uid);
         async move {
             let attached = self.pods()?.attach(&pod?, netns.as_fd()).await.map_err(NetworkError::new)?;
-            Ok(vec![attached.address.into()])
+            let six = attached.address6.map(IpAddr::from);
+            Ok(std::iter::once(attached.address.into()).chain(six).collect())
         }
         .boxed()
     }

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pith_apiserver::{Config, Identity, Server};
 use pith_controllers::Options;
 use pith_proxy::{Gateway, GatewayConfig};
@@ -37,6 +37,10 @@ pub(crate) fn run(args: PrimaryArgs) -> Result<()> {
 }
 
 async fn serve(args: PrimaryArgs) -> Result<()> {
+    ensure!(
+        args.pod_cidr.six.is_some() == (args.service_cidr.iter().count() == 2),
+        "--pod-cidr and --service-cidr are of the same families: Services without pods would answer nobody"
+    );
     let tasks = Tasks::new(cancelled_by_signals()?);
     fs::create_dir_all(&args.dir).with_context(|| format!("create {}", args.dir.display()))?;
     // Ports first: one that is in use is said before anything is written.
@@ -50,7 +54,7 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
         advertise: args.listen[0],
         further_addresses: args.listen.iter().map(SocketAddr::ip).collect(),
         further_names: Vec::new(),
-        service_cidr: args.service_cidr.to_string().parse()?,
+        service_cidr: args.service_cidr,
         certificate_lifetime: args.times.certificate_lifetime(),
         tolerations: args.times.tolerations(),
     };

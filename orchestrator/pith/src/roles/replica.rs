@@ -3,7 +3,7 @@
 //! adopts them.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     let tasks = Tasks::new(cancelled_by_signals()?);
     let node = args.node_name.clone().map_or_else(crate::machine::hostname, Ok)?;
     let uplink = args.uplink.clone().map_or_else(uplink::of_default_route, Ok)?;
-    let address = match args.node_ip {
+    let address = match args.node_ip.and_then(|given| given.four) {
         Some(address) => address,
         None => uplink::first_address(&uplink)?,
     };
@@ -66,11 +66,12 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
         uplink,
         state_dir: args.dir.join("network"),
         host_netns,
-        cluster_cidr: args.cluster_cidr.map(Into::into),
+        cluster_cidrs: args.cluster_cidr.map(|given| given.all()).unwrap_or_default(),
         tasks: tasks.clone(),
     });
     let deps = Deps { client, images, network: Arc::new(network), podd: podd_program()?, serving };
     let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
+    config.second_node_ip = args.node_ip.and_then(|given| given.six).map(IpAddr::from);
     config.max_pods = args.max_pods;
     config.copy_roots = Snapshotter::copies(args.images.snapshotter);
     config.image_gc = args.images.policy()?;
@@ -107,7 +108,9 @@ fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<
         cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
     config.limits = args.limits.limits();
-    config.cluster_cidr = args.cluster_cidr.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
+    // Pods are not masqueraded in IPv6, in which nothing leads out of the cluster.
+    let four = args.cluster_cidr.and_then(|given| given.four);
+    config.cluster_cidr = four.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
     config.pod_interfaces = Some(pith_network::pods::INTERFACE_PREFIX.to_owned());
     let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(uplink, &[address])?;
