@@ -122,7 +122,9 @@ fn parse_url(url: &str) -> Result<(String, String)> {
     if host.is_empty() {
         bail!("--url {url}: names no host");
     }
-    let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    // An IPv6 address is in brackets, and its colons are no port's.
+    let has_port = host.rsplit_once(']').map_or(host, |(_, port)| port).contains(':');
+    let host = if has_port { host.to_owned() } else { format!("{host}:80") };
     Ok((host, format!("/{path}")))
 }
 
@@ -135,6 +137,8 @@ mod tests {
         let cases = [
             ("http://web", Some(("web:80", "/"))),
             ("http://web:8080/a/b?c", Some(("web:8080", "/a/b?c"))),
+            ("http://[fd00::1]/", Some(("[fd00::1]:80", "/"))),
+            ("http://[fd00::1]:8080/", Some(("[fd00::1]:8080", "/"))),
             ("https://web", None),
             ("http:///x", None),
         ];

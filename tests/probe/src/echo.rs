@@ -1,7 +1,7 @@
 //! Echo servers for raw TCP and UDP, and clients of theirs that notice when anything is lost.
 
 use std::io::{BufRead, BufReader, Write, copy};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -10,8 +10,14 @@ use clap::Args;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Addresses to listen at, the best first: one for both families, and where there is no IPv6, that of IPv4.
+fn everywhere(port: u16) -> [SocketAddr; 2] {
+    [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()]
+}
+
 pub(crate) fn tcp(port: u16) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("listen on port {port}"))?;
+    let listener =
+        TcpListener::bind(&everywhere(port)[..]).with_context(|| format!("listen on port {port}"))?;
     println!("tcp echo on port {port}");
     for stream in listener.incoming() {
         let mut stream = stream.context("accept")?;
@@ -24,7 +30,7 @@ pub(crate) fn tcp(port: u16) -> Result<()> {
 }
 
 pub(crate) fn udp(port: u16) -> Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("listen on port {port}"))?;
+    let socket = UdpSocket::bind(&everywhere(port)[..]).with_context(|| format!("listen on port {port}"))?;
     println!("udp echo on port {port}");
     let mut buffer = vec![0; 65_536];
     loop {
@@ -37,9 +43,12 @@ pub(crate) fn udp(port: u16) -> Result<()> {
 }
 
 pub(crate) fn udp_client(address: &str, message: &str) -> Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).context("open a socket")?;
+    let mut found = address.to_socket_addrs().with_context(|| format!("resolve {address}"))?;
+    let to = found.next().with_context(|| format!("{address} has no address"))?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).context("open a socket")?;
     socket.set_read_timeout(Some(TIMEOUT)).context("set a timeout")?;
-    socket.send_to(message.as_bytes(), address).with_context(|| format!("send to {address}"))?;
+    socket.send_to(message.as_bytes(), to).with_context(|| format!("send to {to}"))?;
     let mut buffer = vec![0; 65_536];
     let (length, peer) =
         socket.recv_from(&mut buffer).with_context(|| format!("no answer from {address}"))?;
