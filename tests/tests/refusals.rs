@@ -16,8 +16,14 @@ fn bad_manifests_and_images() {
     conflicting_updates(&kubectl);
     missing_image(&kubectl);
     missing_command(&kubectl);
+    another_family(&cluster);
     let printed = kubectl.run(&["get", "deployment", "web"]);
     assert!(printed.contains("6/6"), "what ran goes on running: {printed}");
+}
+
+fn another_family(cluster: &Cluster) {
+    let reply = cluster.pith(&["up", "--detach", "--outside", "none", "--replicas", "1", "--dual-stack"]);
+    assert!(!reply.ok && reply.stderr.contains("was made with IPv4 alone"), "{}", reply.stderr);
 }
 
 fn manifests(kubectl: &Kubectl) {

@@ -111,6 +111,10 @@ pub(crate) struct UpArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = services)]
     pub(crate) service_cidr: Ipv4Net,
+    /// Nodes and pods also have IPv6 addresses, and Services whose `ipFamilyPolicy` says so. Pods reach each other and
+    /// Services' cluster addresses there; what crosses the border of the cluster does it in IPv4. The first `up` decides.
+    #[arg(long)]
+    pub(crate) dual_stack: bool,
     /// The API server's port [default: 6443, or the next free one].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,

@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) node_cidr: Ipv4Net,
     pub(crate) pod_cidr: Ipv4Net,
     pub(crate) service_cidr: Ipv4Net,
+    #[serde(default)]
+    pub(crate) dual_stack: bool,
     pub(crate) port: u16,
     pub(crate) replicas: u16,
     #[serde(default)]
@@ -197,6 +199,7 @@ mod tests {
             node_cidr: "172.30.0.0/24".parse().expect("a network"),
             pod_cidr: "10.1.0.0/16".parse().expect("a network"),
             service_cidr: "10.96.0.0/16".parse().expect("a network"),
+            dual_stack: false,
             port: 6443,
             replicas: 3,
             times: TimeArgs::default(),

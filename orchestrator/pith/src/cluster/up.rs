@@ -4,6 +4,7 @@
 //! replica joins with a bootstrap token, exactly as one on another machine would. Nothing here is undone when a
 //! step fails: the next `up` goes on from where this one stopped, and `down` removes it.
 
+use std::fmt::Display;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
+use pith_network::addressing::Networks6;
 use pith_network::topology::{self, ReplicaNet, Topology};
 use rustix::mount::{MountFlags, mount};
 use tokio::process::{Child, Command};
@@ -93,7 +95,7 @@ fn ensure_network(cluster: &Cluster, args: &UpArgs, known: Option<&Settings>) ->
         cluster: cluster.name.clone(),
         replicas: args.replicas,
         nodes: args.node_cidr.or(known.map(|settings| settings.node_cidr)),
-        nodes6: None,
+        nodes6: dual_stack(args, known).then(|| Networks6::of(&cluster.name).nodes),
         pods: args.pod_cidr.or(known.map(|settings| settings.pod_cidr)),
         services: args.service_cidr,
     };
@@ -114,6 +116,7 @@ fn settle(
             node_cidr: topology.addressing.nodes,
             pod_cidr: topology.addressing.pods,
             service_cidr: args.service_cidr,
+            dual_stack: args.dual_stack,
             port: choose_port(args.port, topology.addressing.host())?,
             replicas: args.replicas,
             times: args.times.clone(),
@@ -122,6 +125,12 @@ fn settle(
             outside: args.outside.clone().unwrap_or_else(outside_by_default),
         });
     };
+    if args.dual_stack && !settings.dual_stack {
+        bail!(
+            "--dual-stack: the cluster \"{}\" was made with IPv4 alone, and its nodes and pods keep their addresses; `pith down` it first",
+            cluster.name
+        );
+    }
     let fixed = [
         ("--node-cidr", args.node_cidr, settings.node_cidr),
         ("--pod-cidr", args.pod_cidr, settings.pod_cidr),
@@ -222,8 +231,10 @@ async fn start_primary(
     }
     let mut command = Command::new(own_program()?);
     command.arg("primary").arg("--dir").arg(cluster.primary_dir());
-    command.args(["--name", &settings.name, "--pod-cidr", &settings.pod_cidr.to_string()]);
-    command.args(["--service-cidr", &settings.service_cidr.to_string()]);
+    let six = settings.dual_stack.then(|| Networks6::of(&cluster.name));
+    command.args(["--name", &settings.name]);
+    command.args(["--pod-cidr", &pair(settings.pod_cidr, six.map(|six| six.pods))]);
+    command.args(["--service-cidr", &pair(settings.service_cidr, six.map(|six| six.services))]);
     if let Some(pool) = topology.addressing.balancers() {
         command.args(["--balancer-cidr", &pool.to_string()]);
     }
@@ -284,9 +295,10 @@ fn replica_command(
     command.args(["--join", url, "--node-name", name]);
     // Not on the command line, where every user of the machine could read it.
     command.env("PITH_TOKEN", token);
-    command.arg("--node-ip").arg(net.address.to_string());
+    command.arg("--node-ip").arg(pair(net.address, net.address6));
     command.args(["--uplink", topology::UPLINK, "--netns", net.netns.name()]);
-    command.arg("--cluster-cidr").arg(topology.addressing.pods.to_string());
+    let six = settings.dual_stack.then(|| Networks6::of(&cluster.name));
+    command.arg("--cluster-cidr").arg(pair(topology.addressing.pods, six.map(|six| six.pods)));
     command.arg("--cgroup").arg(format!("{}/{name}", cluster.cgroup()));
     command.arg("--bpf-dir").arg(cluster.bpf_dir().join(name));
     command.args(settings.images.flags());
@@ -295,6 +307,16 @@ fn replica_command(
     let metrics = SocketAddr::from((net.address, METRICS_PORT));
     command.arg("--metrics-bind-address").arg(metrics.to_string());
     Ok(command)
+}
+
+/// What there is of both families, as flags take it.
+fn pair(four: impl Display, six: Option<impl Display>) -> String {
+    six.map_or_else(|| four.to_string(), |six| format!("{four},{six}"))
+}
+
+/// The families that the first `up` chose stay.
+fn dual_stack(args: &UpArgs, known: Option<&Settings>) -> bool {
+    known.map_or(args.dual_stack, |settings| settings.dual_stack)
 }
 
 fn own_program() -> Result<PathBuf> {
