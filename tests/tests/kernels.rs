@@ -9,6 +9,11 @@ use pith_tests::{bin_dir, images_dir, test_program};
 
 const DEADLINE: Duration = Duration::from_secs(900);
 
+/// Programs that a replica holds while it runs: those of sockets, and two of its uplink.
+const REPLICA_PROGRAMS: u32 = 8;
+/// Instructions that the verifier may walk for any of them, as on the kernel of the proxy's own test.
+const VERIFIED_MAX: u32 = 150_000;
+
 /// The tests of the runtime and of the cgroups below it, which kernels/containers.sh runs.
 const CONTAINERS: [(&str, &str); 2] = [("runtime", "bin/runtime-tests"), ("real", "bin/cgroup-tests")];
 
@@ -63,6 +68,11 @@ fn everything_works_on_6_12_with_pure_cgroup_v2() {
     ] {
         assert!(text.contains(expect), "no {expect:?} in:\n{text}");
     }
+    let verified = text.lines().find_map(|line| line.strip_prefix("verified: ")?.split_once(' '));
+    let verified = verified.map(|(programs, most)| (programs.parse::<u32>(), most.trim().parse::<u32>()));
+    let Some((Ok(programs), Ok(most))) = verified else { panic!("no figures of the verifier in:\n{text}") };
+    assert!(programs >= REPLICA_PROGRAMS, "a replica holds {programs} programs");
+    assert!(most <= VERIFIED_MAX, "the verifier walked {most} instructions of a program");
 }
 
 /// No cluster, but containers: there with the version 1 hierarchies alone.

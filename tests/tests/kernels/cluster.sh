@@ -36,6 +36,9 @@ for limit in memory.max cpu.max; do
 done
 node=$(kubectl get node replica-1 -o 'jsonpath={.status.addresses[0].address}')
 for i in 1 2 3 4; do echo "answered: $(wget -q -O - http://$node:31080/ | head -n 1)"; done
+# Where the verifier's work with each program stands: proc_pid_fdinfo(5), of the processes that hold them.
+cat /proc/[0-9]*/fdinfo/* 2>/dev/null |
+    awk '/^verified_insns:/ { programs++; if ($2 > most) most = $2 } END { print "verified:", programs, most }'
 pith down
 after=$(ls /sys/fs/cgroup /sys/fs/bpf; ip -o link | cut -d: -f2)
 [ "$before" = "$after" ] && echo "nothing is left"
