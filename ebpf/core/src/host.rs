@@ -350,6 +350,12 @@ pub mod wire {
         bytes[24..26].fill(0);
         let l3 = !sum(&bytes[14..start]);
         bytes[24..26].copy_from_slice(&l3.to_ne_bytes());
+        if header.proto == proto::SCTP {
+            bytes[start + 8..start + 12].fill(0);
+            let sum = crc::full(&bytes[start..]).to_le_bytes();
+            bytes[start + 8..start + 12].copy_from_slice(&sum);
+            return;
+        }
         if header.proto == proto::UDP && bytes[field..field + 2] == [0, 0] {
             return;
         }

@@ -100,6 +100,7 @@ impl Flow {
             proto::TCP if half || !self.answered => 120,
             proto::TCP => 7_440,
             proto::UDP if self.answered => 120,
+            proto::SCTP if self.answered => 210,
             _ => 30,
         };
         now_ns - self.last_ns > seconds * SECOND
@@ -242,8 +243,8 @@ impl Model {
             return Expect::New { to, src_be: be(NODE), keep_port, to_service: false };
         }
         let port = if own { NODE_PORT } else { SERVICE_PORT };
-        let asks = matches!(tuple.proto, proto::TCP | proto::UDP) && tuple.dport_be == port.to_be();
-        let begins = asks && (tuple.proto == proto::UDP || opens) && !self.backends.is_empty();
+        let asks = tuple.proto != proto::ICMP && tuple.dport_be == port.to_be();
+        let begins = asks && (tuple.proto != proto::TCP || opens) && !self.backends.is_empty();
         match (begins, own) {
             (false, true) => Expect::Same(Action::Pass),
             (false, false) if pong => Expect::Same(Action::Drop),
@@ -307,19 +308,19 @@ impl Model {
         let (client, host) = (CLIENTS[pick(3, a)], BACKENDS[pick(2, a)]);
         let sport = [40_000, 40_001, 2_000][pick(3, b)];
         let flags = [SYN, ACK, SYN | ACK, FIN | ACK, RST, RST | ACK][pick(6, c)];
-        let protocol = [proto::TCP, proto::UDP, proto::ICMP][pick(3, c / 6)];
+        let protocol = [proto::TCP, proto::UDP, proto::ICMP, proto::SCTP][pick(4, c / 6)];
         let icmp = protocol == proto::ICMP;
         let (side, packet) = match kind % 16 {
             0..=4 => {
                 let (to, port) = [(NODE, NODE_PORT), (BALANCER, SERVICE_PORT), (NODE, 22), (BALANCER, 81)]
-                    [pick(4, c / 18)];
+                    [pick(4, c / 24)];
                 let tuple = tuple(client, sport, to, if icmp { 0 } else { port }, protocol);
-                (Side::In, wire::packet(&tuple, flags, &vec![a; pick(40, b)]))
+                (Side::In, packet(&tuple, flags, a, pick(40, b)))
             }
             5 | 6 => {
                 let port = if icmp { 0 } else { 443 };
                 let tuple = tuple(host, sport, client, port, protocol);
-                (Side::Out, wire::packet(&tuple, flags, &vec![b; pick(9, a)]))
+                (Side::Out, packet(&tuple, flags, b, pick(9, a)))
             }
             7..=10 => {
                 // An answer, or more of the same, of a flow that there is.
@@ -327,7 +328,7 @@ impl Model {
                 keys.sort();
                 let Some(key) = keys.get(pick(keys.len().max(1), a)) else { return Event::Serve(1) };
                 let side = if is_local(key.src_be) { Side::Out } else { Side::In };
-                (side, wire::packet(key, flags, &vec![c; pick(30, b)]))
+                (side, packet(key, flags, c, pick(30, b)))
             }
             11 => return Event::Serve(a & 15),
             12 => return Event::Pass(if b > 200 { DAY_NS } else { STEP_NS }),
@@ -345,7 +346,9 @@ impl Model {
         if kind % 2 == 0 {
             bytes.truncate(14 + usize::from(b) % 60);
         } else {
-            let at = 14 + usize::from(c) % (bytes.len() - 14);
+            // What says how long it is decides whether a checksum over all of SCTP can follow at all.
+            let first = if bytes[23] == proto::SCTP { 22 } else { 14 };
+            let at = first + usize::from(c) % (bytes.len() - first);
             bytes[at] ^= 1 << (b % 8);
         }
         // Which backend a packet would have had that has no hops left, nobody can see.
@@ -366,6 +369,12 @@ fn be(address: [u8; 4]) -> u32 {
 
 fn tuple(src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16, protocol: u8) -> Tuple {
     Tuple::new(be(src), sport.to_be(), be(dst), dport.to_be(), protocol)
+}
+
+/// With a payload of so many bytes, of SCTP a whole number of words.
+fn packet(tuple: &Tuple, tcp_flags: u8, byte: u8, length: usize) -> Buffer {
+    let length = if tuple.proto == proto::SCTP { length & !3 } else { length };
+    wire::packet(tuple, tcp_flags, &vec![byte; length])
 }
 
 fn is_pod_here(addr_be: u32) -> bool {
@@ -407,6 +416,7 @@ fn read(packet: &Buffer) -> Option<Seen> {
     let (least, flags) = match l3[9] {
         proto::TCP => (20, l4.get(13).copied()?),
         proto::UDP | proto::ICMP => (8, 0),
+        proto::SCTP => (12, 0),
         _ => return None,
     };
     if l4.len() < least {
@@ -414,7 +424,8 @@ fn read(packet: &Buffer) -> Option<Seen> {
     }
     let (sport, dport) = match (l3[9], l4[0]) {
         (proto::ICMP, 8) => (number(4), 0),
-        (proto::ICMP, 0) => (0, number(4)),
+        // An answer without an identifier is of no flow.
+        (proto::ICMP, 0) if number(4) != 0 => (0, number(4)),
         (proto::ICMP, _) => return None,
         _ => (number(0), number(2)),
     };
@@ -445,14 +456,13 @@ fn rewritten(before: &Buffer, seen: &Seen, to: &Tuple, hop: bool) -> (Buffer, bo
 
 fn without_checksums(packet: &Buffer, seen: &Seen) -> Buffer {
     let mut blank = packet.clone();
-    let l4 = seen.l4
-        + match seen.tuple.proto {
-            proto::TCP => 16,
-            proto::UDP => 6,
-            _ => 2,
-        };
-    for at in [24, l4] {
-        blank.0[at..at + 2].fill(0);
-    }
+    let l4 = match seen.tuple.proto {
+        proto::TCP => 16..18,
+        proto::UDP => 6..8,
+        proto::SCTP => 8..12,
+        _ => 2..4,
+    };
+    blank.0[24..26].fill(0);
+    blank.0[seen.l4..][l4].fill(0);
     blank
 }

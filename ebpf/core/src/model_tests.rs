@@ -30,7 +30,7 @@ impl System for Memory {
 
     fn serve(&mut self, backends: &[[u8; 4]]) {
         let places: Vec<_> = backends.iter().map(|backend| (*backend, TARGET)).collect();
-        for (index, protocol) in [(1, proto::TCP), (2, proto::UDP)] {
+        for (index, protocol) in [(1, proto::TCP), (2, proto::UDP), (3, proto::SCTP)] {
             let at = Frontend::new(u32::from_ne_bytes(BALANCER), SERVICE_PORT.to_be(), protocol);
             Memory::serve(self, Frontend::node_port(NODE_PORT.to_be(), protocol), index, &places);
             Memory::serve(self, at, index, &places);
@@ -57,7 +57,7 @@ impl System for Memory {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_core_does_what_the_model_says(events in prop::collection::vec(any::<[u8; 4]>(), 1..120)) {

@@ -133,13 +133,14 @@ pub mod icmp {
     }
 }
 
-/// Where the identifier of an echo message stands in a [`Tuple`]; `None` for other messages.
+/// Where the identifier of an echo message stands in a [`Tuple`]; `None` for other messages, and for an answer with
+/// none, which would be taken for a request: no flow has it, as translated requests have identifiers.
 #[inline(always)]
 pub(crate) fn icmp_ports(bytes: &[u8; 8]) -> Option<([u8; 2], [u8; 2])> {
     let id = [bytes[4], bytes[5]];
     match bytes[0] {
         icmp::ECHO_REQUEST => Some((id, [0, 0])),
-        icmp::ECHO_REPLY => Some(([0, 0], id)),
+        icmp::ECHO_REPLY if id != [0, 0] => Some(([0, 0], id)),
         _ => None,
     }
 }

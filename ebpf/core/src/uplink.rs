@@ -146,7 +146,7 @@ pub(crate) fn no_port(tuple: &Tuple) -> Reason {
     if tuple.proto == proto::ICMP { Reason::ServicePing } else { Reason::ServiceNoPort }
 }
 
-/// Whether this is an echo reply, with which no flow begins. One whose identifier is 0 looks like a request.
+/// Whether this is an echo reply, with which no flow begins.
 #[inline(always)]
 pub(crate) fn is_pong(tuple: &Tuple) -> bool {
     tuple.proto == proto::ICMP && tuple.dport_be != 0

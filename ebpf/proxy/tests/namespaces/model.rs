@@ -90,7 +90,7 @@ impl System for Kernel<'_> {
 
     fn serve(&mut self, backends: &[[u8; 4]]) {
         let name = ServiceName::new("default", "demo");
-        let ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        let ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
         let service = Service {
             cluster_ips: vec![[10, 96, 0, 10].into()],
             balancer_ips: vec![BALANCER.into()],
