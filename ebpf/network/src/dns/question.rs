@@ -156,6 +156,10 @@ mod tests {
             ("notcluster.local.", Subject::Elsewhere),
             ("2.1.244.10.in-addr.arpa.", Subject::Address(v4([10, 244, 1, 2]))),
             ("244.10.in-addr.arpa.", Subject::Elsewhere),
+            (
+                "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+                Subject::Address("fd00::1".parse().expect("valid")),
+            ),
             (".", Subject::Elsewhere),
         ] {
             assert_eq!(zone.subject(&Name::from_ascii(name).expect("a name")), expect, "{name}");

@@ -106,6 +106,8 @@ fn pods_reach_each_other_within_and_across_replicas() {
 #[test]
 fn pods_of_two_families_reach_each_other() {
     sandbox("pods_of_two_families_reach_each_other", || {
+        // As on hosts whose own interfaces are to have IPv4 alone.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("the sandbox's own");
         let state = tempfile::tempdir().expect("a folder");
         let cluster = ClusterName::parse("pods").expect("valid");
         let config_of = |replica: &ReplicaNet| {
