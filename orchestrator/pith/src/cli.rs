@@ -271,7 +271,7 @@ pub(crate) struct ReplicaArgs {
     /// The network namespace to live in, a name under /run/netns [default: the one it is started in].
     #[arg(long, value_name = "NAME")]
     pub(crate) netns: Option<String>,
-    /// The addresses of all pods of the cluster; what pods send elsewhere is masqueraded.
+    /// The addresses of all pods of the cluster; what pods send elsewhere in IPv4 is masqueraded.
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) cluster_cidr: Option<Networks>,
     /// The cgroup subtree of this replica, relative to each hierarchy's root.

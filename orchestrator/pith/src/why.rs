@@ -1,6 +1,6 @@
 //! `pith why`: what would happen to a packet on a replica, and why, out of its live maps.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -30,16 +30,20 @@ pub(crate) struct Destination {
 
 /// A text that names no destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is none of ADDRESS:PORT/PROTO, SERVICE.NAMESPACE:PORT/PROTO (TCP, UDP, SCTP) and ADDRESS/ICMP"
-)]
-pub(crate) struct NoDestination(String);
+pub(crate) enum NoDestination {
+    #[error(
+        "{0:?} is none of ADDRESS:PORT/PROTO, SERVICE.NAMESPACE:PORT/PROTO (TCP, UDP, SCTP) and ADDRESS/ICMP"
+    )]
+    Form(String),
+    #[error("{0:?} is of IPv6: packets are followed in IPv4 alone")]
+    Family(String),
+}
 
 impl FromStr for Destination {
     type Err = NoDestination;
 
     fn from_str(text: &str) -> Result<Self, NoDestination> {
-        let refuse = || NoDestination(text.to_owned());
+        let refuse = || NoDestination::Form(text.to_owned());
         let (place, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
         let transport = match protocol.to_ascii_uppercase().as_str() {
             "TCP" => Transport::Tcp,
@@ -48,6 +52,9 @@ impl FromStr for Destination {
             "ICMP" => Transport::Ping,
             _ => return Err(refuse()),
         };
+        if is_ipv6(place) {
+            return Err(NoDestination::Family(text.to_owned()));
+        }
         let (host, port) = match (place.split_once(':'), transport) {
             (None, Transport::Ping) => (place, 0),
             (Some((host, port)), Transport::Tcp | Transport::Udp | Transport::Sctp) => {
@@ -60,6 +67,11 @@ impl FromStr for Destination {
         }
         Ok(Self { host: host.to_owned(), port, transport })
     }
+}
+
+/// With a port behind it or without.
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok() || text.parse::<SocketAddrV6>().is_ok()
 }
 
 #[derive(Serialize)]
@@ -102,6 +114,9 @@ fn print(replica: &str, steps: &[Step]) {
 
 /// The sender's address, and the replica that it is on where it is a pod of the cluster.
 async fn source(cluster: &Cluster, text: &str) -> Result<(Ipv4Addr, Option<String>)> {
+    if is_ipv6(text) {
+        bail!("{text} is of IPv6: packets are followed in IPv4 alone");
+    }
     let address = text.parse::<Ipv4Addr>();
     let pods = match (list::<Pod>(cluster).await, &address) {
         (Ok(pods), _) => pods,
@@ -174,6 +189,10 @@ mod tests {
             let got = text.parse::<Destination>().ok();
             let got = got.as_ref().map(|to| (to.host.as_str(), to.port, to.transport));
             assert_eq!(got, expect, "{text}");
+        }
+        for text in ["fd00::1/ICMP", "[fd00::1]:80/TCP", "[fd00::1]:80"] {
+            let family = Err(NoDestination::Family(text.to_owned()));
+            assert_eq!(text.parse::<Destination>(), family, "{text}");
         }
     }
 }
