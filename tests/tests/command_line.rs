@@ -24,7 +24,7 @@ fn exit_codes_and_words() {
     let broken = nowhere.path().join("broken.tar");
     std::fs::write(&broken, b"this is no archive").expect("writable");
     let broken = broken.to_str().expect("UTF-8");
-    let cases: [(&[&str], i32, &str); 18] = [
+    let cases: [(&[&str], i32, &str); 19] = [
         (&[], 2, "Usage: pith"),
         (&["nope"], 2, "unrecognized subcommand 'nope'"),
         (&["up", "--replicas", "0"], 2, "'--replicas <REPLICAS>': 0 is not in 1..=64"),
@@ -34,7 +34,8 @@ fn exit_codes_and_words() {
         (&["up", "--service-cidr", "10.0.0.0/30"], 2, "a prefix of 8 to 28 bits"),
         (&["up", "--port", "0"], 2, "'--port <PORT>': 0 is not in 1..=65535"),
         (&["primary", "--store", "paper", "--dir", dir], 2, "'paper' for '--store"),
-        (&["replica", "--node-ip", "::1", "--dir", dir], 2, "'::1' for '--node-ip"),
+        (&["replica", "--node-ip", "here", "--dir", dir], 2, "'here' for '--node-ip"),
+        (&["replica", "--node-ip", "10.0.0.1,10.0.0.2", "--dir", dir], 2, "two of IPv4: one of each family"),
         (&["up", "--surprise"], 2, "'--surprise'"),
         (&["primary", "--listen", "nonsense", "--dir", dir], 2, "'nonsense' for '--listen"),
         (&["proxy"], 2, "--kubeconfig <FILE>"),
