@@ -43,6 +43,8 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
     for pid in cgroup.all_pids()? {
         let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
         let sent = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            // It is gone, but its number is still that of a session or group (kernel/pid.c, pidfd_open).
+            .map_err(|errno| if errno == Errno::INVAL { Errno::SRCH } else { errno })
             .and_then(|pidfd| pith_sys::process::signal(pidfd.as_fd(), signal));
         match sent {
             Ok(()) | Err(Errno::SRCH) => {}

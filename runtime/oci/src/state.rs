@@ -75,7 +75,8 @@ impl Identified {
         let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(None) };
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) if self.is_alive() => Ok(Some(pidfd)),
-            Ok(_) | Err(Errno::SRCH) => Ok(None),
+            // EINVAL: it is gone, but its number is still that of a session or group (kernel/pid.c, pidfd_open).
+            Ok(_) | Err(Errno::SRCH | Errno::INVAL) => Ok(None),
             Err(errno) => Err(Error::Kernel { operation: "pidfd_open", source: errno }),
         }
     }
