@@ -116,6 +116,10 @@ reasons! {
     /// A socket went to a Service while another one had its place in the table of connected sockets; what it
     /// was given is kept in storage of its own, which takes longer.
     SocketPlaceTaken = "socket_place_taken",
+    /// A packet of a known flow to a backend elsewhere was sent on in XDP, before the host made a socket buffer of it.
+    FlowForwardXdp = "flow_forward_xdp",
+    /// A reply of a backend elsewhere was sent on in XDP, before the host made a socket buffer of it.
+    FlowReplyXdp = "flow_reply_xdp",
 }
 
 /// Number of counters.

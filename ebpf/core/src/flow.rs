@@ -91,9 +91,33 @@ fn note(record: &impl Record, flow: &Flow, direction: Direction, tcp_flags: u8, 
     }
 }
 
-/// A forward packet of a known flow: the key of its record.
+/// A packet's place in a known flow.
+pub(crate) struct Known<R> {
+    record: R,
+    pub(crate) flow: Flow,
+    direction: Direction,
+    pub(crate) key: Tuple,
+}
+
+impl<R: Record> Known<R> {
+    /// Whether the record's age is to be written, whatever else the packet does.
+    #[inline(always)]
+    pub(crate) fn aged(&self, now_ns: u64) -> bool {
+        now_ns.wrapping_sub(self.flow.last_ns) > TOUCH_NS
+    }
+
+    #[inline(always)]
+    pub(crate) fn note(&self, tcp_flags: u8, now_ns: u64) {
+        note(&self.record, &self.flow, self.direction, tcp_flags, now_ns);
+    }
+}
+
 #[inline(always)]
-pub fn forward<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tuple> {
+pub(crate) fn find_forward<'t, T: Tables>(
+    tables: &'t T,
+    tuple: &Tuple,
+    tcp_flags: u8,
+) -> Option<Known<T::Record<'t>>> {
     let key = tables.forward(tuple)?;
     let record = tables.flow(&key)?;
     let flow = record.get();
@@ -105,15 +129,28 @@ pub fn forward<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tu
     if flow.state == FlowState::Closed as u8 && tcp::opens(tcp_flags) {
         return None;
     }
-    note(&record, &flow, Direction::Forward, tcp_flags, tables.now_ns());
-    Some(key)
+    Some(Known { record, flow, direction: Direction::Forward, key })
+}
+
+#[inline(always)]
+pub(crate) fn find_reply<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<Known<T::Record<'t>>> {
+    let record = tables.flow(tuple)?;
+    let flow = record.get();
+    Some(Known { record, flow, direction: Direction::Reply, key: *tuple })
+}
+
+/// A forward packet of a known flow: the key of its record.
+#[inline(always)]
+pub fn forward<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tuple> {
+    let known = find_forward(tables, tuple, tcp_flags)?;
+    known.note(tcp_flags, tables.now_ns());
+    Some(known.key)
 }
 
 /// A reply packet of a known flow: the tuple its flow's first packet had.
 #[inline(always)]
 pub fn reply<T: Tables>(tables: &T, tuple: &Tuple, tcp_flags: u8) -> Option<Tuple> {
-    let record = tables.flow(tuple)?;
-    let flow = record.get();
-    note(&record, &flow, Direction::Reply, tcp_flags, tables.now_ns());
-    Some(flow.forward)
+    let known = find_reply(tables, tuple)?;
+    known.note(tcp_flags, tables.now_ns());
+    Some(known.flow.forward)
 }

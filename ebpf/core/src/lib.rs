@@ -42,6 +42,7 @@ pub mod announce;
 mod begin;
 pub mod checksum;
 pub mod crc;
+pub mod fast;
 pub mod flow;
 pub mod fragment;
 #[cfg(any(test, feature = "host"))]
@@ -56,6 +57,8 @@ pub mod socket;
 pub mod translate;
 pub mod uplink;
 
+#[cfg(test)]
+mod fast_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

@@ -346,7 +346,7 @@ struct Becomes {
 /// How a translated packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Way {
+pub(crate) enum Way {
     Stack = 1,
     /// Out again: it now comes from this node, which the stack would take for forged.
     Uplink,
@@ -356,7 +356,7 @@ enum Way {
 
 impl Way {
     #[inline(always)]
-    fn to<T: Tables>(tables: &T, node: &NodeConfig, dst_be: u32) -> Self {
+    pub(crate) fn to<T: Tables>(tables: &T, node: &NodeConfig, dst_be: u32) -> Self {
         if node.is_local_pod(dst_be) {
             return if node.inner == 0 { Self::Stack } else { Self::Inner };
         }
@@ -370,7 +370,7 @@ impl Way {
     }
 
     #[inline(always)]
-    fn hops(self) -> Hops {
+    pub(crate) fn hops(self) -> Hops {
         if self.is_hop() { Hops::Count } else { Hops::Keep }
     }
 

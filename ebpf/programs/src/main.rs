@@ -15,6 +15,7 @@ mod parking;
 mod pods;
 mod socket;
 mod uplink;
+mod xdp;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -15,7 +15,7 @@ use aya::{
     programs::{ProgramError, TcAttachType},
 };
 use pith_abi::{NodeClass, NodeConfig, NodeFlags, Reason, default_limit, map_name};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     bpffs::{self, PinError},
@@ -28,6 +28,7 @@ use crate::{
     maps::{MapAccess, Maps, ServiceMaps},
     metrics::Metrics,
     pods::{self, PodLinks},
+    xdp::{NoXdp, Xdp},
 };
 
 /// Programs at socket calls.
@@ -46,6 +47,8 @@ const CGROUP_PROGRAMS: [&str; 9] = [
 ];
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
+/// Before the first of them.
+pub(crate) const UPLINK_XDP: &str = "uplink_xdp";
 /// At each pod's link.
 pub(crate) const FROM_POD: &str = "from_pod";
 pub(crate) const TO_POD: &str = "to_pod";
@@ -69,6 +72,7 @@ pub struct Config {
     pub snat_ports: RangeInclusive<u16>,
     /// How the names of pods' interfaces begin, at the node's end; without it there are no programs at them.
     pub pod_interfaces: Option<String>,
+    pub xdp: Xdp,
 }
 
 impl Config {
@@ -80,6 +84,7 @@ impl Config {
             cluster_cidr: None,
             snat_ports: DEFAULT_SNAT_PORTS,
             pod_interfaces: None,
+            xdp: Xdp::default(),
         }
     }
 }
@@ -197,6 +202,8 @@ pub enum Uplink {
     /// Not at the uplink but at a pod's link.
     FromPod,
     ToPod,
+    /// In the uplink's driver, before its ingress.
+    Xdp,
 }
 
 impl Uplink {
@@ -206,6 +213,7 @@ impl Uplink {
             Self::Egress => UPLINK_EGRESS,
             Self::FromPod => FROM_POD,
             Self::ToPod => TO_POD,
+            Self::Xdp => UPLINK_XDP,
         }
     }
 }
@@ -213,7 +221,7 @@ impl Uplink {
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// A `TCX_*` action of include/uapi/linux/bpf.h.
+    /// A `TCX_*` or `XDP_*` action of include/uapi/linux/bpf.h.
     pub verdict: i32,
     pub packet: Vec<u8>,
     /// What the program took.
@@ -230,6 +238,9 @@ pub struct Datapath {
     /// Until they are followed by a task of their own.
     pub(crate) pods: Option<PodLinks>,
     uplink: Option<String>,
+    wanted_xdp: Xdp,
+    /// Why there is none where it was to be, to be told to users.
+    pub(crate) no_xdp: Option<(String, String)>,
     pub(crate) table_limits: TableLimits,
     pub(crate) max_flows: u32,
     pub(crate) metrics: Arc<Metrics>,
@@ -276,7 +287,19 @@ impl Datapath {
         let pods = config.pod_interfaces.as_deref().map(|prefix| PodLinks::open(prefix, loaded.programs()));
         let pods = pods.transpose()?;
         let max_flows = loaded.size(map_name::FLOWS)?;
-        Ok(Self { loaded, maps, node, own: Vec::new(), pods, uplink: None, table_limits, max_flows, metrics })
+        Ok(Self {
+            loaded,
+            maps,
+            node,
+            own: Vec::new(),
+            pods,
+            uplink: None,
+            wanted_xdp: config.xdp,
+            no_xdp: None,
+            table_limits,
+            max_flows,
+            metrics,
+        })
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
@@ -294,7 +317,29 @@ impl Datapath {
         self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
         self.maps.set_node(self.node)?;
         self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface)?;
-        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface)
+        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface)?;
+        self.attach_xdp(interface);
+        Ok(())
+    }
+
+    /// Everything works without it, so that whatever is in its way is said and no error.
+    fn attach_xdp(&mut self, interface: &str) {
+        let attached = self.loaded.attach_xdp(UPLINK_XDP, self.wanted_xdp, interface);
+        self.metrics.has_xdp(interface, attached.is_ok());
+        self.no_xdp = None;
+        match attached {
+            Ok(()) => {
+                info!(interface, "packets of known flows to other nodes are sent on in XDP, in the driver")
+            }
+            Err(NoXdp::Off | NoXdp::Virtual { .. }) if self.wanted_xdp != Xdp::Native => {
+                let why = attached.map_or_else(|why| why.to_string(), |()| String::new());
+                info!(interface, %why, "packets are sent on at tcx and not in XDP");
+            }
+            Err(why) => {
+                warn!(interface, %why, "packets are sent on at tcx and not in XDP");
+                self.no_xdp = Some((interface.to_owned(), why.to_string()));
+            }
+        }
     }
 
     /// Gives pods' interfaces that are there their programs. [`run`](crate::run()) does so itself, and follows
@@ -394,7 +439,7 @@ impl Datapath {
         // While the maps, by which they are known, have their names.
         pods::remove(bpffs)?;
         // Every program whose link is pinned, by the name of the pin.
-        let programs = [&CGROUP_PROGRAMS[..], &[UPLINK_INGRESS, UPLINK_EGRESS]].concat();
+        let programs = [&CGROUP_PROGRAMS[..], &[UPLINK_XDP, UPLINK_INGRESS, UPLINK_EGRESS]].concat();
         Ok(bpffs::remove(bpffs, &programs)?)
     }
 }

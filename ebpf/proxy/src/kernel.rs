@@ -5,7 +5,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "aya 0.14 cannot replace the program of a cgroup link nor say what a link is attached to; raw sockets"
+    reason = "aya 0.14 cannot replace the program of a cgroup link, nor attach XDP by a link only, nor say what a link is attached to; raw sockets"
 )]
 
 use std::{
@@ -22,12 +22,18 @@ use std::{
 use tokio::io::unix::AsyncFd;
 
 // Numbers of include/uapi/linux/bpf.h.
+const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
+const BPF_LINK_CREATE: i64 = 28;
 const BPF_LINK_UPDATE: i64 = 29;
 const BPF_LINK_DETACH: i64 = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_XDP: u32 = 37;
+/// Of include/uapi/linux/if_link.h: in the driver or not at all.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// What a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +74,14 @@ struct InfoByFd {
 }
 
 #[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
 struct LinkUpdate {
     link_fd: u32,
     new_prog_fd: u32,
@@ -95,8 +109,23 @@ struct LinkInfo {
 /// Opens a pinned object.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = ObjGet { pathname: name.as_ptr() as u64, ..ObjGet::default() };
-    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    owned(bpf(BPF_OBJ_GET, &mut ObjGet { pathname: name.as_ptr() as u64, ..ObjGet::default() })?)
+}
+
+/// Attaches an XDP program in the driver of an interface, and pins the link. aya would fall back to an attachment that
+/// cannot be pinned, and that replaces what others have attached.
+pub(crate) fn attach_xdp(program: BorrowedFd<'_>, interface: u32, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let prog_fd = program.as_raw_fd() as u32;
+    let mut attr =
+        LinkCreate { prog_fd, target_ifindex: interface, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
+    let link = owned(bpf(BPF_LINK_CREATE, &mut attr)?)?;
+    let bpf_fd = link.as_raw_fd() as u32;
+    bpf(BPF_OBJ_PIN, &mut ObjGet { pathname: name.as_ptr() as u64, bpf_fd, file_flags: 0 }).map(|_| ())
+}
+
+/// A descriptor that bpf(2) has just made.
+fn owned(fd: i64) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|_| io::Error::other("a descriptor beyond i32"))?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -134,7 +163,7 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(match info.kind {
         BPF_LINK_TYPE_CGROUP => LinkTarget::Cgroup { id: info.union[0] },
-        BPF_LINK_TYPE_TCX => LinkTarget::Interface { index: info.union[0] as u32 },
+        BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP => LinkTarget::Interface { index: info.union[0] as u32 },
         _ => LinkTarget::Other,
     })
 }

@@ -40,6 +40,7 @@ mod standins;
 pub mod table;
 pub mod why;
 pub mod world;
+mod xdp;
 
 #[cfg(test)]
 mod plan_tests;
@@ -64,3 +65,4 @@ pub use plan::{
     plan_service,
 };
 pub use run::{RunError, run};
+pub use xdp::{NoXdp, Xdp};

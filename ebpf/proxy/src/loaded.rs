@@ -30,7 +30,7 @@ use pith_abi::{
     map_name,
 };
 use pith_core::crc::Carry;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     bpffs::{PinError, Pins},
@@ -38,6 +38,7 @@ use crate::{
     kernel::{self, LinkTarget},
     maps::{MapAccess, Maps},
     object::OBJECT,
+    xdp::{self, NoXdp, Xdp},
 };
 
 const EMBEDDED: &str = "the embedded object has every program named here";
@@ -165,7 +166,59 @@ impl Loaded {
         Ok(())
     }
 
-    /// Runs a packet, from its Ethernet header on, through a classifier that was loaded, `times` in a row.
+    /// Attaches a program in the driver of an interface of this network namespace, or puts it into the link of a former
+    /// process. Where that fails nothing of ours is attached there.
+    pub(crate) fn attach_xdp(
+        &mut self,
+        name: &'static str,
+        wanted: Xdp,
+        interface: &str,
+    ) -> Result<(), NoXdp> {
+        let tried = self.try_attach_xdp(name, wanted, interface);
+        if tried.is_err()
+            && let Err(error) = self.detach(name)
+        {
+            warn!(%error, interface, "XDP stays attached");
+        }
+        tried
+    }
+
+    fn try_attach_xdp(&mut self, name: &'static str, wanted: Xdp, interface: &str) -> Result<(), NoXdp> {
+        let failed = |error| NoXdp::Load(Box::new(error));
+        let index = interface_index(interface).map_err(failed)?;
+        let path = self.pins.link(name);
+        let former = kernel::open_pin(&path).and_then(|link| kernel::link_target(link.as_fd()));
+        let ours = former.is_ok_and(|target| target == LinkTarget::Interface { index });
+        xdp::plan(wanted, &xdp::device(index).map_err(NoXdp::Refused)?, ours)?;
+        let load = |source| failed(DatapathError::Program { program: name, source });
+        let mut ebpf = self.programs.lock();
+        let program: &mut aya::programs::Xdp =
+            ebpf.program_mut(name).expect(EMBEDDED).try_into().map_err(load)?;
+        if program.fd().is_err() {
+            program.load().map_err(load)?;
+        }
+        let handle = program.fd().map_err(load)?;
+        let (target, gone) = (LinkTarget::Interface { index }, LinkTarget::Interface { index: 0 });
+        if replaced(&path, handle.as_fd(), target, &gone).map_err(failed)? {
+            return Ok(());
+        }
+        kernel::attach_xdp(handle.as_fd(), index, &path).map_err(NoXdp::Refused)
+    }
+
+    /// Takes a link away, where there is one.
+    fn detach(&self, name: &str) -> Result<(), DatapathError> {
+        let path = self.pins.link(name);
+        let failed = |source| DatapathError::Link { path: path.clone(), source };
+        match kernel::open_pin(&path) {
+            Ok(link) => {
+                kernel::detach_link(link.as_fd()).and_then(|()| fs::remove_file(&path)).map_err(failed)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Runs a packet, from its Ethernet header on, through a program that was loaded, `times` in a row.
     pub(crate) fn replay(
         &self,
         name: &'static str,
@@ -174,13 +227,17 @@ impl Loaded {
     ) -> Result<Replayed, DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
         let ebpf = self.programs.lock();
-        let program: &SchedClassifier = ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
         let mut out = vec![0; packet.len()];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
         options.repeat = times;
-        let result = program.test_run(options).map_err(failed)?;
+        let result = match ebpf.program(name).expect(EMBEDDED) {
+            Program::SchedClassifier(program) => program.test_run(options),
+            Program::Xdp(program) => program.test_run(options),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
+        .map_err(failed)?;
         Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
     }
 }

@@ -41,6 +41,11 @@ struct MapLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InterfaceLabels {
+    interface: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -58,6 +63,7 @@ pub struct Metrics {
     not_applied: Gauge,
     entries: Family<MapLabels, Gauge>,
     max_entries: Family<MapLabels, Gauge>,
+    xdp: Family<InterfaceLabels, Gauge>,
 }
 
 impl Metrics {
@@ -105,6 +111,12 @@ impl Metrics {
                 "Entries that a map can hold",
                 Family::default(),
             ),
+            xdp: registered(
+                all,
+                "pith_proxy_xdp_attached",
+                "Whether packets at an uplink meet XDP in the driver first",
+                Family::default(),
+            ),
             registry,
         }
     }
@@ -130,6 +142,11 @@ impl Metrics {
     pub(crate) fn holds(&self, map: &'static str, entries: usize, max_entries: u32) {
         self.entries.get_or_create(&MapLabels { map }).set(signed(entries));
         self.max_entries.get_or_create(&MapLabels { map }).set(max_entries.into());
+    }
+
+    pub(crate) fn has_xdp(&self, interface: &str, attached: bool) {
+        let interface = interface.to_owned();
+        self.xdp.get_or_create(&InterfaceLabels { interface }).set(attached.into());
     }
 
     /// All of them, as `/metrics` shows them.

@@ -1,4 +1,5 @@
-//! Events that tell users which limit of the maps is reached, and how to raise it.
+//! Events that tell users which limit of the maps is reached, and how to raise it, and what is not as fast as it
+//! was meant to be.
 //!
 //! Invariant: they are sent beside the driver and never hold it up; what cannot be sent soon is dropped.
 
@@ -32,6 +33,8 @@ pub(crate) enum News {
     LimitReached { service: ServiceName, limit: Limit, max: u32 },
     /// So many flows were not begun since the last time.
     FlowTableFull { refused: u64, max: u32 },
+    /// Packets at the uplink are not met in XDP, where they could or should be.
+    NoXdp { interface: String, why: String },
 }
 
 impl News {
@@ -53,12 +56,19 @@ impl News {
                 );
                 ("FlowTableFull", note)
             }
+            Self::NoXdp { interface, why } => {
+                let note = format!(
+                    "The proxy of {node} sends packets on at tcx and not in XDP, which takes it longer. \
+                     At {interface}: {why}."
+                );
+                ("ProxyWithoutXDP", note)
+            }
         };
         Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
             note: Some(note),
-            action: "WriteMaps".to_owned(),
+            action: if matches!(self, Self::NoXdp { .. }) { "Attach" } else { "WriteMaps" }.to_owned(),
             secondary: None,
         }
     }
@@ -66,7 +76,7 @@ impl News {
     /// The object that it is about; `None` when that is gone.
     async fn about(&self, client: &Client, node: &str) -> Result<Option<ObjectReference>, kube::Error> {
         match self {
-            Self::FlowTableFull { .. } => {
+            Self::FlowTableFull { .. } | Self::NoXdp { .. } => {
                 let node = Api::<Node>::all(client.clone()).get_opt(node).await?;
                 Ok(node.map(|node| node.object_ref(&())))
             }

@@ -172,6 +172,9 @@ struct Driver {
 impl Driver {
     fn new(datapath: Datapath, node: NodeIdentity, news: Newsroom) -> Result<Self, DatapathError> {
         let flows_refused = datapath.maps.reason(Reason::FlowTableFull)?;
+        if let Some((interface, why)) = datapath.no_xdp.clone() {
+            news.tell(News::NoXdp { interface, why });
+        }
         let table = Table::adopt(&datapath.maps, datapath.table_limits)?;
         let known = datapath.maps.node_classes()?;
         let of = |bit| {

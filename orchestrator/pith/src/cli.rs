@@ -268,6 +268,10 @@ pub(crate) struct ReplicaArgs {
     /// The interface that leads to the other nodes [default: the default route's].
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) uplink: Option<String>,
+    /// Where packets of known connections to backends on other nodes are sent on: in the uplink's driver (XDP) or behind
+    /// it (tcx). `auto`: in the driver of physical devices. Where the driver refuses, tcx does it, and an event says so.
+    #[arg(long, value_name = "auto|native|off", default_value = "auto")]
+    pub(crate) xdp: pith_proxy::Xdp,
     /// The network namespace to live in, a name under /run/netns [default: the one it is started in].
     #[arg(long, value_name = "NAME")]
     pub(crate) netns: Option<String>,
@@ -305,6 +309,10 @@ pub(crate) struct ProxyArgs {
     /// The interface that leads to the other nodes [default: the default route's].
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) uplink: Option<String>,
+    /// Where packets of known connections to backends on other nodes are sent on: in the uplink's driver (XDP) or behind
+    /// it (tcx). `auto`: in the driver of physical devices. Where the driver refuses, tcx does it, and an event says so.
+    #[arg(long, value_name = "auto|native|off", default_value = "auto")]
+    pub(crate) xdp: pith_proxy::Xdp,
     /// The v2 cgroup whose processes reach Services [default: the hierarchy's root].
     #[arg(long)]
     pub(crate) cgroup: Option<PathBuf>,

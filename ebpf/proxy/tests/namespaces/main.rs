@@ -14,3 +14,4 @@ mod support;
 mod uplink;
 mod verifier;
 mod why;
+mod xdp;

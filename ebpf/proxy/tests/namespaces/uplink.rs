@@ -267,7 +267,9 @@ fn programs_do_what_the_core_says() {
             let verdict = match hook {
                 Ingress => uplink::ingress(&mut expect, &memory),
                 Egress => uplink::egress(&mut expect, &memory),
-                Uplink::FromPod | Uplink::ToPod => unreachable!("no step is at a pod's link"),
+                Uplink::FromPod | Uplink::ToPod | Uplink::Xdp => {
+                    unreachable!("every step is at the uplink, at tcx")
+                }
             };
             // TCX_NEXT, TCX_DROP and TCX_REDIRECT.
             let action = match verdict {

@@ -2,13 +2,14 @@
 
 use aya::{maps::MapInfo, programs::loaded_programs};
 use pith_abi::{LAYOUT, map_name};
+use pith_proxy::{Limits, Xdp};
 
 use crate::support::{Sandbox, network::Nodes};
 
 /// Programs and the instructions that the verifier may walk for each. It stops at 1,000,000; 100,000 take it some
 /// 0.1 s, in which the program's place is without it when a replica starts. The ceilings leave room for other
 /// kernels, which walk the same program differently.
-const CEILINGS: [(&str, u32); 13] = [
+const CEILINGS: [(&str, u32); 14] = [
     ("connect4", 8_000),
     ("connect6", 12_000),
     ("sendmsg4", 25_000),
@@ -20,6 +21,7 @@ const CEILINGS: [(&str, u32); 13] = [
     ("sock_release", 1_000),
     ("uplink_ingress", 150_000),
     ("uplink_egress", 25_000),
+    ("uplink_xdp", 10_000),
     ("from_pod", 50_000),
     ("to_pod", 20_000),
 ];
@@ -27,7 +29,7 @@ const CEILINGS: [(&str, u32); 13] = [
 #[test]
 fn the_verifier_takes_every_program_without_much_work() {
     Sandbox::run("verifier", |sandbox| {
-        let nodes = Nodes::new(sandbox);
+        let nodes = Nodes::with(sandbox, Limits::default(), Xdp::Native);
         let folder = sandbox.config().bpffs.join(format!("layout-{LAYOUT}/maps"));
         // Every program uses one of them.
         let ours = [map_name::REASONS, map_name::CONNECTED]

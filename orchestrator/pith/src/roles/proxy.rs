@@ -44,6 +44,7 @@ async fn serve(args: ProxyArgs, kubeconfig: &Path) -> Result<()> {
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
     config.limits = args.limits.limits();
     config.pod_interfaces = args.pod_interfaces;
+    config.xdp = args.xdp;
     let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(&uplink, &[address])?;
     proxying::start(&tasks, &args.ask, client, datapath, NodeIdentity::new(node));

@@ -112,6 +112,7 @@ fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<
     let four = args.cluster_cidr.and_then(|given| given.four);
     config.cluster_cidr = four.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
     config.pod_interfaces = Some(pith_network::pods::INTERFACE_PREFIX.to_owned());
+    config.xdp = args.xdp;
     let mut datapath = Datapath::open(&config)?;
     datapath.attach_uplink(uplink, &[address])?;
     Ok(datapath)

@@ -15,7 +15,7 @@ use std::{
 
 use pith_abi::Reason;
 use pith_proxy::{
-    Cidr, Collected, Datapath, Limits, NodeIdentity, ServicePlan, plan_service, service::Protocol,
+    Cidr, Collected, Datapath, Limits, NodeIdentity, ServicePlan, Xdp, plan_service, service::Protocol,
     table::Table,
 };
 
@@ -46,10 +46,14 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new(sandbox: &Sandbox) -> Self {
-        Self::with_limits(sandbox, Limits::default())
+        Self::with(sandbox, Limits::default(), Xdp::Auto)
     }
 
     pub(crate) fn with_limits(sandbox: &Sandbox, limits: Limits) -> Self {
+        Self::with(sandbox, limits, Xdp::Auto)
+    }
+
+    pub(crate) fn with(sandbox: &Sandbox, limits: Limits, xdp: Xdp) -> Self {
         let outside = Namespace::new(sandbox);
         let (a, b, c) = (Namespace::new(sandbox), Namespace::new(sandbox), Namespace::of_pod(sandbox));
         for (file, value) in
@@ -83,7 +87,7 @@ impl Nodes {
         }
         // What pith's own pod network does for addresses that no pod has.
         ip("route add unreachable 10.244.1.0/24");
-        let (datapath, table) = open(sandbox, limits);
+        let (datapath, table) = open(sandbox, limits, xdp);
         let mut identity = NodeIdentity::new("here");
         identity.ready.insert("here".into());
         identity.pods = Some(cidr("10.244.1.0/24"));
@@ -93,7 +97,7 @@ impl Nodes {
     /// The proxy ends and begins again.
     pub(crate) fn restarted(self, sandbox: &Sandbox) -> Self {
         drop(self.datapath);
-        let (datapath, table) = open(sandbox, Limits::default());
+        let (datapath, table) = open(sandbox, Limits::default(), Xdp::Auto);
         Self { datapath, table, ..self }
     }
 
@@ -126,11 +130,12 @@ pub(crate) fn cidr(text: &str) -> Cidr {
     text.parse().expect("a network")
 }
 
-fn open(sandbox: &Sandbox, limits: Limits) -> (Datapath, Table) {
+fn open(sandbox: &Sandbox, limits: Limits, xdp: Xdp) -> (Datapath, Table) {
     let mut config = sandbox.config();
     config.cluster_cidr = Some(cidr("10.244.0.0/16"));
     config.pod_interfaces = Some("pod-".into());
     config.limits = limits;
+    config.xdp = xdp;
     let mut datapath = Datapath::open(&config).expect("the datapath opens");
     datapath.attach_uplink("eth0", &[NODE.into()]).expect("the uplink is there");
     datapath.set_pod_cidr(cidr("10.244.1.0/24")).expect("the map can be written");
