@@ -46,7 +46,10 @@ pub use service::{
 pub use socket::{Connected, PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
+
+// A counter more is a larger REASONS, which maps of an older proxy do not have: another layout as well.
+const _: () = assert!(LAYOUT == 7 && REASON_COUNT == 43);
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
