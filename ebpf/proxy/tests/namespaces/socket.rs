@@ -214,10 +214,14 @@ fn foreign_pins_are_named_and_left() {
             .collect();
         assert_eq!(left, ["theirs"]);
 
-        std::fs::rename(config.bpffs.join(format!("layout-{LAYOUT}")), config.bpffs.join("layout-7"))
-            .expect("a name");
+        let later = LAYOUT + 1;
+        std::fs::rename(
+            config.bpffs.join(format!("layout-{LAYOUT}")),
+            config.bpffs.join(format!("layout-{later}")),
+        )
+        .expect("a name");
         let error = Datapath::open(&config).err().expect("another layout").to_string();
-        assert!(error.contains("holds pins of layout 7"), "{error}");
+        assert!(error.contains(&format!("holds pins of layout {later}")), "{error}");
         Datapath::remove(&config.bpffs).expect_err("another layout is not ours to remove");
 
         let mut elsewhere = config.clone();
