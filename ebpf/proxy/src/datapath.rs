@@ -202,8 +202,6 @@ pub enum Uplink {
     /// Not at the uplink but at a pod's link.
     FromPod,
     ToPod,
-    /// In the uplink's driver, before its ingress.
-    Xdp,
 }
 
 impl Uplink {
@@ -213,7 +211,6 @@ impl Uplink {
             Self::Egress => UPLINK_EGRESS,
             Self::FromPod => FROM_POD,
             Self::ToPod => TO_POD,
-            Self::Xdp => UPLINK_XDP,
         }
     }
 }
@@ -221,7 +218,7 @@ impl Uplink {
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// A `TCX_*` or `XDP_*` action of include/uapi/linux/bpf.h.
+    /// A `TCX_*` action of include/uapi/linux/bpf.h.
     pub verdict: i32,
     pub packet: Vec<u8>,
     /// What the program took.

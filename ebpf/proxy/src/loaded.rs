@@ -218,7 +218,7 @@ impl Loaded {
         }
     }
 
-    /// Runs a packet, from its Ethernet header on, through a program that was loaded, `times` in a row.
+    /// Runs a packet, from its Ethernet header on, through a classifier that was loaded, `times` in a row.
     pub(crate) fn replay(
         &self,
         name: &'static str,
@@ -227,17 +227,13 @@ impl Loaded {
     ) -> Result<Replayed, DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
         let ebpf = self.programs.lock();
+        let program: &SchedClassifier = ebpf.program(name).expect(EMBEDDED).try_into().map_err(failed)?;
         let mut out = vec![0; packet.len()];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
         options.repeat = times;
-        let result = match ebpf.program(name).expect(EMBEDDED) {
-            Program::SchedClassifier(program) => program.test_run(options),
-            Program::Xdp(program) => program.test_run(options),
-            _ => Err(ProgramError::UnexpectedProgramType),
-        }
-        .map_err(failed)?;
+        let result = program.test_run(options).map_err(failed)?;
         Ok(Replayed { verdict: result.return_value.cast_signed(), packet: out, duration: result.duration })
     }
 }

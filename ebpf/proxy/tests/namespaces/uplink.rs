@@ -267,9 +267,7 @@ fn programs_do_what_the_core_says() {
             let verdict = match hook {
                 Ingress => uplink::ingress(&mut expect, &memory),
                 Egress => uplink::egress(&mut expect, &memory),
-                Uplink::FromPod | Uplink::ToPod | Uplink::Xdp => {
-                    unreachable!("every step is at the uplink, at tcx")
-                }
+                Uplink::FromPod | Uplink::ToPod => unreachable!("no step is at a pod's link"),
             };
             // TCX_NEXT, TCX_DROP and TCX_REDIRECT.
             let action = match verdict {

@@ -96,8 +96,12 @@ impl Nodes {
 
     /// The proxy ends and begins again.
     pub(crate) fn restarted(self, sandbox: &Sandbox) -> Self {
+        self.restarted_with(sandbox, Xdp::Auto)
+    }
+
+    pub(crate) fn restarted_with(self, sandbox: &Sandbox, xdp: Xdp) -> Self {
         drop(self.datapath);
-        let (datapath, table) = open(sandbox, Limits::default(), Xdp::Auto);
+        let (datapath, table) = open(sandbox, Limits::default(), xdp);
         Self { datapath, table, ..self }
     }
 
