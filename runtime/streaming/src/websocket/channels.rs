@@ -42,6 +42,7 @@ async fn serve<C: Connection>(connection: C, version: Version, ends: Ends) -> Re
     let (sink, mut source) = split(connection).await;
     let Ends { mut stdin, stdout, stderr, resize, finish } = ends;
     let outputs = [(STDOUT, stdout), (STDERR, stderr)];
+    let first = outputs.iter().find_map(|(channel, output)| output.is_some().then_some(*channel));
     let outputs = outputs.into_iter().filter_map(|(channel, output)| {
         let chunks = ReaderStream::with_capacity(output?, PAYLOAD_BYTES_MAX);
         Some(chunks.map(move |chunk| (channel, chunk)).boxed())
@@ -77,7 +78,7 @@ async fn serve<C: Connection>(connection: C, version: Version, ends: Ends) -> Re
         }
         Ok(())
     };
-    let writing = write(sink, outputs, finish);
+    let writing = write(sink, first.unwrap_or(ERROR), outputs, finish);
     let mut reading = std::pin::pin!(reading);
     // Reading ends when the client has gone: then nothing can be written either. A client that goes as
     // soon as it has everything is no failure, so writing is asked first.
@@ -91,14 +92,16 @@ async fn serve<C: Connection>(connection: C, version: Version, ends: Ends) -> Re
 
 type Chunks = SelectAll<futures::stream::BoxStream<'static, (u8, std::io::Result<bytes::Bytes>)>>;
 
-/// Sends output until it has ended and the outcome is known and sent.
+/// Sends output until it has ended and the outcome is known and sent. `first` is the lowest channel that the client
+/// hears.
 async fn write<C: Connection>(
     mut sink: Sink<C>,
+    first: u8,
     mut outputs: Chunks,
     mut finish: tokio::sync::oneshot::Receiver<Outcome>,
 ) -> Result<Sink<C>, SessionError> {
     // Clients take the first message as the sign that the session is there, as kubelets send it.
-    send(&mut sink, STDOUT, &[]).await?;
+    send(&mut sink, first, &[]).await?;
     let outcome = loop {
         tokio::select! {
             Some((channel, chunk)) = outputs.next() => {

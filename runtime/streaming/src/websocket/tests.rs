@@ -36,6 +36,18 @@ async fn start_exec(version: Version) -> (ExecSession, Client) {
     (session, client)
 }
 
+#[tokio::test]
+async fn the_first_message_is_on_the_lowest_channel_that_is_heard() {
+    let only = |stdout, stderr| Streams { stdin: true, stdout, stderr, tty: false };
+    for (streams, channel) in
+        [(only(true, true), 1), (only(true, false), 1), (only(false, true), 2), (only(false, false), 3)]
+    {
+        let (server, mut client) = connect().await;
+        let _session = channels::start(server, Version::V4, streams);
+        assert_eq!(receive(&mut client).await, Some(vec![channel]), "{streams:?}");
+    }
+}
+
 /// The next binary message; `None` when the server has closed.
 async fn receive(client: &mut Client) -> Option<Vec<u8>> {
     match timeout(DEADLINE, client.next()).await.expect("in time") {
