@@ -7,7 +7,7 @@ use pith_cgroup::Cgroup;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::state::{Folder, Status};
+use crate::state::{self, Folder, Status};
 
 /// How long freezing may take: every process has to come to a place where it can stop.
 const FREEZE: Duration = Duration::from_secs(10);
@@ -41,11 +41,8 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
         return Ok(cgroup.kill()?);
     }
     for pid in cgroup.all_pids()? {
-        let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
-        let sent = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-            // It is gone, but its number is still that of a session or group (kernel/pid.c, pidfd_open).
-            .map_err(|errno| if errno == Errno::INVAL { Errno::SRCH } else { errno })
-            .and_then(|pidfd| pith_sys::process::signal(pidfd.as_fd(), signal));
+        let sent = state::open(pid)
+            .and_then(|pidfd| pidfd.map_or(Ok(()), |pidfd| pith_sys::process::signal(pidfd.as_fd(), signal)));
         match sent {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => return Err(Error::Kernel { operation: "kill", source: errno }),

@@ -72,13 +72,19 @@ impl Identified {
 
     /// A descriptor that is of this process and no other.
     pub(crate) fn open(self) -> Result<Option<OwnedFd>> {
-        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(None) };
-        match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-            Ok(pidfd) if self.is_alive() => Ok(Some(pidfd)),
-            // EINVAL: it is gone, but its number is still that of a session or group (kernel/pid.c, pidfd_open).
-            Ok(_) | Err(Errno::SRCH | Errno::INVAL) => Ok(None),
-            Err(errno) => Err(Error::Kernel { operation: "pidfd_open", source: errno }),
-        }
+        let failed = |source| Error::Kernel { operation: "pidfd_open", source };
+        Ok(open(self.pid).map_err(failed)?.filter(|_| self.is_alive()))
+    }
+}
+
+/// A descriptor of whoever has a number; `None` where that is nobody.
+pub(crate) fn open(pid: i32) -> std::result::Result<Option<OwnedFd>, Errno> {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return Ok(None) };
+    match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        // EINVAL: it is gone, but its number is still that of a session or group (kernel/pid.c, pidfd_open).
+        Err(Errno::SRCH | Errno::INVAL) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 
