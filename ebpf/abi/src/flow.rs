@@ -55,6 +55,20 @@ impl Flow {
     pub const NO_SERVICE: u32 = u32::MAX;
 }
 
+/// A flow whose packets are handed on to another node as they came, kept under the tuple that they have. Its replies
+/// do not come by here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct HandedOn {
+    /// `bpf_ktime_get_coarse_ns` of the last packet, at most a second behind.
+    pub last_ns: u64,
+    /// Address of the node.
+    pub node_be: u32,
+    /// A [`FlowState`].
+    pub state: u8,
+    pub zero: [u8; 3],
+}
+
 /// A datagram that came in pieces, of which only the first has ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -67,7 +81,8 @@ pub struct FragmentKey {
     pub hook: u8,
 }
 
-/// What the addresses of a datagram's pieces become.
+/// What the addresses of a datagram's pieces become. Where the source is 0, they are handed on as they came, to the
+/// node that the destination is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Fragment {
@@ -175,6 +190,7 @@ impl FlowState {
 const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<HandedOn>() == 16);
     assert!(size_of::<FragmentKey>() == 12);
     assert!(size_of::<Fragment>() == 16);
     assert!(size_of::<ParkedKey>() == 16);

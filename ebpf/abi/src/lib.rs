@@ -15,6 +15,7 @@
 //! ADDRESSES  StandIn  ──► Address6                    array, the way back
 //! FLOWS      reply Tuple ► Flow                        hash, the one record of a translated flow
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
+//! HANDED_ON  first Tuple ► HandedOn                    hash, flows of which another node sees the replies
 //! SOURCES    service, range ► 1                        longest prefix, who may use a Service
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
 //! PARKED     ParkedKey ► Parked                    LRU hash, pieces that came before their first
@@ -36,7 +37,9 @@ mod service;
 mod socket;
 
 pub use address6::{Address6, StandIn};
-pub use flow::{AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, Hook, Parked, ParkedKey, Tuple};
+pub use flow::{
+    AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, HandedOn, Hook, Parked, ParkedKey, Tuple,
+};
 pub use node::{NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
@@ -46,10 +49,10 @@ pub use service::{
 pub use socket::{Connected, PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 // A counter more is a larger REASONS, which maps of an older proxy do not have: another layout as well.
-const _: () = assert!(LAYOUT == 7 && REASON_COUNT == 43);
+const _: () = assert!(LAYOUT == 8 && REASON_COUNT == 46);
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -73,8 +76,9 @@ pub mod map_name {
     pub const CONNECTIONS: &str = "CONNECTIONS";
     pub const STANDINS: &str = "STANDINS";
     pub const ADDRESSES: &str = "ADDRESSES";
+    pub const HANDED_ON: &str = "HANDED_ON";
 
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -94,6 +98,7 @@ pub mod map_name {
         CONNECTIONS,
         STANDINS,
         ADDRESSES,
+        HANDED_ON,
     ];
 }
 
@@ -159,6 +164,7 @@ mod user {
         FragmentKey,
         Frontend,
         FrontendTarget,
+        HandedOn,
         NodeClass,
         NodeConfig,
         Peer,

@@ -23,6 +23,8 @@ pub struct NodeFlags;
 impl NodeFlags {
     /// Pods reach what is neither a pod nor a node under the node's address.
     pub const MASQUERADE: u32 = 1;
+    /// There are Services whose packets are handed on to their backends' nodes, or flows that were.
+    pub const DIRECT: u32 = 2;
 }
 
 /// Configuration of the programs; all zero until the uplink is attached, when nothing is translated there.

@@ -120,6 +120,12 @@ reasons! {
     FlowForwardXdp = "flow_forward_xdp",
     /// A reply of a backend elsewhere was sent on in XDP, before the host made a socket buffer of it.
     FlowReplyXdp = "flow_reply_xdp",
+    /// A first packet was handed on as it came, to the node of its backend, which answers the client itself.
+    DirectBegun = "direct_begun",
+    /// A packet of a flow that was handed on before was handed on too.
+    DirectForward = "direct_forward",
+    /// A first packet that another node handed on was given a backend here.
+    DirectTaken = "direct_taken",
 }
 
 /// Number of counters.

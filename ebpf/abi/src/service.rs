@@ -46,6 +46,8 @@ impl Scope {
     /// As `INSIDE`, where the address is an IPv6 one's [`crate::StandIn`]: packets never look there, lest one of
     /// IPv4 be sent to such an address.
     pub const INSIDE6: u8 = 3;
+    /// Packets that another node has handed on, because one of this node's backends is to answer the client.
+    pub const HANDED: u8 = 4;
 }
 
 impl Frontend {
@@ -166,6 +168,8 @@ impl Head {
 }
 
 /// One slot of a generation: one word, so that address, port and tag are read at once.
+///
+/// With port 0 the address is a node's: packets are handed on to it as they came, and it chooses among its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Backend(pub u64);
@@ -189,6 +193,12 @@ impl Backend {
     #[inline(always)]
     pub const fn tag(self) -> u16 {
         (self.0 >> 48) as u16
+    }
+
+    /// Whether it is a node that packets are handed on to.
+    #[inline(always)]
+    pub const fn is_node(self) -> bool {
+        self.port_be() == 0
     }
 
     /// Whether both lead to the same address and port, in whatever generation.

@@ -112,7 +112,7 @@ fn find<P: Packet, T: Tables, R: Routes>(packet: &P, tables: &T, routes: &R) -> 
     let Some(Transport::Flow { tuple, tcp_flags }) = header.transport(packet) else { return None };
     let (known, to, reason) = known(tables, node, &tuple, tcp_flags, class & NodeClass::OWN != 0)?;
     let now_ns = tables.now_ns();
-    if known.flow.flags != TRANSLATED || known.aged(now_ns) {
+    if known.flow.flags != TRANSLATED || flow::aged(known.flow.last_ns, now_ns) {
         return None;
     }
     if Way::to(tables, node, to.dst_be) != Way::Uplink {

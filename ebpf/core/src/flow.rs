@@ -32,6 +32,12 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// that share the flow do not fight for its cache line.
 const TOUCH_NS: u64 = SECOND_NS;
 
+/// Whether a record that was written at `last_ns` is to be written again, whatever else a packet does.
+#[inline(always)]
+pub(crate) fn aged(last_ns: u64, now_ns: u64) -> bool {
+    now_ns.wrapping_sub(last_ns) > TOUCH_NS
+}
+
 /// State after a packet.
 #[inline(always)]
 pub fn step(state: FlowState, direction: Direction, tcp_flags: u8) -> FlowState {
@@ -78,7 +84,13 @@ pub const fn timeout_ns(proto: u8, state: FlowState) -> u64 {
 /// Whether a flow is over.
 #[inline(always)]
 pub const fn expired(flow: &Flow, now_ns: u64) -> bool {
-    now_ns.saturating_sub(flow.last_ns) > timeout_ns(flow.forward.proto, FlowState::from_raw(flow.state))
+    silent(flow.forward.proto, FlowState::from_raw(flow.state), flow.last_ns, now_ns)
+}
+
+/// Whether a flow of which nothing was seen since `last_ns` is over.
+#[inline(always)]
+pub const fn silent(proto: u8, state: FlowState, last_ns: u64, now_ns: u64) -> bool {
+    now_ns.saturating_sub(last_ns) > timeout_ns(proto, state)
 }
 
 /// Notes a packet in a flow's record.
@@ -86,7 +98,7 @@ pub const fn expired(flow: &Flow, now_ns: u64) -> bool {
 fn note(record: &impl Record, flow: &Flow, direction: Direction, tcp_flags: u8, now_ns: u64) {
     let state = FlowState::from_raw(flow.state);
     let next = step(state, direction, tcp_flags);
-    if next as u8 != state as u8 || now_ns.wrapping_sub(flow.last_ns) > TOUCH_NS {
+    if next as u8 != state as u8 || aged(flow.last_ns, now_ns) {
         record.set_life(next, now_ns);
     }
 }
@@ -100,12 +112,6 @@ pub(crate) struct Known<R> {
 }
 
 impl<R: Record> Known<R> {
-    /// Whether the record's age is to be written, whatever else the packet does.
-    #[inline(always)]
-    pub(crate) fn aged(&self, now_ns: u64) -> bool {
-        now_ns.wrapping_sub(self.flow.last_ns) > TOUCH_NS
-    }
-
     #[inline(always)]
     pub(crate) fn note(&self, tcp_flags: u8, now_ns: u64) {
         note(&self.record, &self.flow, self.direction, tcp_flags, now_ns);

@@ -8,8 +8,8 @@ use std::{
 };
 
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget, Head,
-    NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple,
+    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
+    HandedOn, Head, NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple,
 };
 
 use crate::{Covered, NotAdded, Packet, Record, Tables, checksum};
@@ -72,6 +72,7 @@ pub struct Memory {
     pub parked: RefCell<HashMap<FragmentKey, Vec<Buffer>>>,
     pub flows: RefCell<HashMap<Tuple, Flow>>,
     pub forwards: RefCell<HashMap<Tuple, Tuple>>,
+    pub handed_on: RefCell<HashMap<Tuple, HandedOn>>,
     /// Flows that began at pods' links and have not been found to be over.
     pub pod_flows: Cell<u64>,
     /// How many flows the table may hold; 0 is no limit.
@@ -210,6 +211,26 @@ impl Tables for Memory {
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded> {
         self.forwards.borrow_mut().insert(*forward, *key);
         Ok(())
+    }
+
+    fn handed_on(&self, tuple: &Tuple) -> Option<HandedOn> {
+        self.handed_on.borrow().get(tuple).copied()
+    }
+
+    fn set_handed_on(&self, tuple: &Tuple, flow: &HandedOn) -> Result<(), NotAdded> {
+        let mut flows = self.handed_on.borrow_mut();
+        if self.max_flows != 0 && flows.len() >= self.max_flows && !flows.contains_key(tuple) {
+            return Err(NotAdded::Full);
+        }
+        flows.insert(*tuple, *flow);
+        Ok(())
+    }
+
+    fn note_handed_on(&self, tuple: &Tuple, state: FlowState, last_ns: u64) {
+        if let Some(flow) = self.handed_on.borrow_mut().get_mut(tuple) {
+            flow.state = state as u8;
+            flow.last_ns = last_ns;
+        }
     }
 
     fn pods_have_flows(&self) -> bool {

@@ -39,8 +39,7 @@ pub fn parse<P: Packet, T: Tables>(
     header: &Header,
     node: &NodeConfig,
 ) -> Option<IcmpError> {
-    let old = packet.load::<INSIDE>(header.l4 + ICMP_HEADER)?;
-    let inside = tuple_inside(&old)?;
+    let (old, inside) = inside(packet, header)?;
     let known = as_sent(tables, &inside)?;
     // The far end of the flow is shown under the address the sender knows it by; so is a hop on the way
     // that is one of our pods' gateways. Other hops speak for themselves.
@@ -52,6 +51,19 @@ pub fn parse<P: Packet, T: Tables>(
         header.src_be
     };
     Some(IcmpError { src_be, dst_be: known.src_be, old, inside, known })
+}
+
+/// The tuple of the packet that an ICMP error is about.
+#[inline(always)]
+pub(crate) fn about<P: Packet>(packet: &P, header: &Header) -> Option<Tuple> {
+    Some(inside(packet, header)?.1)
+}
+
+#[inline(always)]
+fn inside<P: Packet>(packet: &P, header: &Header) -> Option<([u8; INSIDE], Tuple)> {
+    let bytes = packet.load::<INSIDE>(header.l4 + ICMP_HEADER)?;
+    let tuple = tuple_inside(&bytes)?;
+    Some((bytes, tuple))
 }
 
 /// Translates the error together with the packet inside it. `None` when the packet could not be written.

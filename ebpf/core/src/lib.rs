@@ -42,6 +42,7 @@ pub mod announce;
 mod begin;
 pub mod checksum;
 pub mod crc;
+mod direct;
 pub mod fast;
 pub mod flow;
 pub mod fragment;
@@ -58,6 +59,8 @@ pub mod translate;
 pub mod uplink;
 
 #[cfg(test)]
+mod direct_tests;
+#[cfg(test)]
 mod fast_tests;
 #[cfg(test)]
 mod model_tests;
@@ -68,7 +71,7 @@ mod uplink_tests;
 
 use pith_abi::{
     Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    NodeConfig, Reason, Service, Tuple,
+    HandedOn, NodeConfig, Reason, Service, Tuple,
 };
 
 /// A packet that starts at its Ethernet header. Offsets are in bytes from there.
@@ -132,6 +135,12 @@ pub trait Tables {
     /// Adds or replaces.
     fn set_forward(&self, forward: &Tuple, key: &Tuple) -> Result<(), NotAdded>;
 
+    fn handed_on(&self, tuple: &Tuple) -> Option<HandedOn>;
+    /// Adds or replaces.
+    fn set_handed_on(&self, tuple: &Tuple, flow: &HandedOn) -> Result<(), NotAdded>;
+    /// Writes into the record where there is one.
+    fn note_handed_on(&self, tuple: &Tuple, state: FlowState, last_ns: u64);
+
     /// Whether a flow that began at a pod's link may be left.
     fn pods_have_flows(&self) -> bool;
     /// Such a flow is in the tables now.
@@ -176,6 +185,8 @@ pub enum Verdict {
     /// Out of the uplink past the host stack, towards the packet's (new) destination. The stack would
     /// refuse it, because its source is an address of this node.
     Forward(Reason),
+    /// Out of the uplink past the host stack, to the node with this address whatever the packet's destination.
+    HandOn(Reason, u32),
     /// Into the pods' network past the host stack, which may not forward at all.
     Inward(Reason),
     /// Back out of the interface it came in by, as it is now.
@@ -193,6 +204,7 @@ impl Verdict {
         match self {
             Self::Pass(reason)
             | Self::Forward(reason)
+            | Self::HandOn(reason, _)
             | Self::Inward(reason)
             | Self::Return(reason)
             | Self::Park(reason)

@@ -22,7 +22,9 @@ impl System for Memory {
         };
         let action = match verdict {
             Verdict::Pass(_) => Action::Pass,
-            Verdict::Forward(_) | Verdict::Inward(_) | Verdict::Return(_) => Action::Redirect,
+            Verdict::Forward(_) | Verdict::HandOn(..) | Verdict::Inward(_) | Verdict::Return(_) => {
+                Action::Redirect
+            }
             Verdict::Drop(_) | Verdict::Park(_) | Verdict::Release(_) => Action::Drop,
         };
         (action, packet)

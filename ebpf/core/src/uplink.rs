@@ -9,8 +9,9 @@
 //!  known flow ──► same backend ──┐    │          pod to the outside:
 //!      │                         ▼    ▼            known flow ──► same source port ──► pass
 //!  Service ──► select ──► rewrite ──► pod or          │
-//!      │                     this node: pass       new ──► free source port ──► pass
-//!      │                     elsewhere: forward
+//!      │            │        this node: pass       new ──► free source port ──► pass
+//!      │            │        elsewhere: forward
+//!      │            └─► a node: handed on as it came ([`crate::direct`])
 //!  node's address: pass      Service's address: this node refuses, or answers a ping
 //! ```
 //! A backend on this node sees the client's own address. One elsewhere sees the node's, because its
@@ -26,7 +27,7 @@ use pith_abi::{
 use crate::{
     Packet, Tables, Verdict,
     begin::{Source, Start, begin},
-    flow, fragment, icmp,
+    direct, flow, fragment, icmp,
     packet::{Header, Transport, tcp},
     select::{Client, Selection, select},
     translate::{Hops, translate},
@@ -42,16 +43,17 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
     let own = header.dst_be == node.addr_be;
     let class = if own { NodeClass::OWN } else { tables.node_class(header.dst_be) };
-    if class & (NodeClass::OWN | NodeClass::SERVICE) == 0 {
+    // What another node hands on may have asked for that one's address.
+    let handed_on = if node.flags & NodeFlags::DIRECT == 0 { 0 } else { NodeClass::OTHER };
+    if class & (NodeClass::OWN | NodeClass::SERVICE | handed_on) == 0 {
         return Verdict::Pass(Reason::UplinkPass);
     }
-    let own = class & NodeClass::OWN != 0;
     if header.later_fragment {
         return ingress_fragment(packet, tables, node, &header);
     }
     let done = match header.transport(packet) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
-            ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, own)
+            ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, class)
         }
         Some(Transport::IcmpError) => ingress_error(packet, tables, node, &header),
         Some(Transport::Other) => Err(Reason::UplinkPass),
@@ -76,10 +78,11 @@ fn ingress_flow<P: Packet, T: Tables>(
     header: &Header,
     tuple: &Tuple,
     tcp_flags: u8,
-    own: bool,
+    class: u32,
 ) -> Result<Verdict, Reason> {
-    Ok(match resolve_ingress(tables, node, tuple, tcp_flags, own) {
-        Ok((to, reason)) => {
+    Ok(match resolve_ingress(packet, tables, node, tuple, tcp_flags, class) {
+        Ok(Goes::HandedOn(hand)) => direct::carry_out(packet, tables, header, hand),
+        Ok(Goes::As(to, reason)) => {
             // Else the verifier walks the rest once for each way that leads here.
             let Becomes { to, reason, way, .. } =
                 black_box(Becomes { to, word: 0, reason, way: Way::to(tables, node, to.dst_be) });
@@ -95,44 +98,62 @@ fn ingress_flow<P: Packet, T: Tables>(
             }
         }
         Err(Reason::SourceDenied) => Verdict::Drop(Reason::SourceDenied),
-        Err(reason) if own => return Err(reason),
+        Err(reason) if class & NodeClass::SERVICE == 0 => return Err(reason),
         // The stack knows no such address: it would send the packet on, and get it back.
         Err(reason) => Verdict::Drop(reason),
     })
 }
 
+/// What an arriving packet becomes.
+enum Goes {
+    As(Tuple, Reason),
+    HandedOn(direct::Hand),
+}
+
 /// What an arriving packet becomes, or why it is left as it is.
 #[inline(always)]
-fn resolve_ingress<T: Tables>(
+fn resolve_ingress<P: Packet, T: Tables>(
+    packet: &P,
     tables: &T,
     node: &NodeConfig,
     tuple: &Tuple,
     tcp_flags: u8,
-    own: bool,
-) -> Result<(Tuple, Reason), Reason> {
+    class: u32,
+) -> Result<Goes, Reason> {
+    let own = class & NodeClass::OWN != 0;
     let dport = u16::from_be(tuple.dport_be);
     if own
         && dport >= node.snat_first
         && dport <= node.snat_last
         && let Some(forward) = flow::reply(tables, tuple, tcp_flags)
     {
-        return Ok((forward.reversed(), Reason::FlowReply));
+        return Ok(Goes::As(forward.reversed(), Reason::FlowReply));
     }
     if let Some(key) = flow::forward(tables, tuple, tcp_flags) {
-        return Ok((key.reversed(), Reason::FlowForward));
+        return Ok(Goes::As(key.reversed(), Reason::FlowForward));
     }
-    let start = first_packet(tables, node, tuple, tcp_flags, own)?;
-    begin(tables, node, tuple, &start)
+    let direct = node.flags & NodeFlags::DIRECT != 0;
+    if direct && let Some(hand) = direct::known(tables, tuple, tcp_flags) {
+        return Ok(Goes::HandedOn(hand));
+    }
+    let handed = direct && (class & NodeClass::OTHER != 0 || direct::is_marked(packet));
+    match first_packet(tables, node, tuple, tcp_flags, class, handed)? {
+        First::Start(start) => {
+            let (to, reason) = begin(tables, node, tuple, &start)?;
+            Ok(Goes::As(to, reason))
+        }
+        First::HandOn { node_be } => direct::begin(tables, tuple, node_be).map(Goes::HandedOn),
+    }
 }
 
 /// The Service that a packet asks for.
 #[inline(always)]
-fn service_at<T: Tables>(tables: &T, tuple: &Tuple, own: bool) -> Option<u32> {
-    let exact = Frontend::new(tuple.dst_be, tuple.dport_be, tuple.proto).scoped(Scope::OUTSIDE);
+fn service_at<T: Tables>(tables: &T, tuple: &Tuple, scope: u8, class: u32) -> Option<u32> {
+    let exact = Frontend::new(tuple.dst_be, tuple.dport_be, tuple.proto).scoped(scope);
     let found = match tables.frontend(&exact) {
         Some(target) => target.service(&exact),
-        None if own => {
-            let node_port = Frontend::node_port(tuple.dport_be, tuple.proto).scoped(Scope::OUTSIDE);
+        None if class & NodeClass::SERVICE == 0 => {
+            let node_port = Frontend::node_port(tuple.dport_be, tuple.proto).scoped(scope);
             tables.frontend(&node_port)?.service(&node_port)
         }
         None => None,
@@ -153,19 +174,37 @@ pub(crate) fn is_pong(tuple: &Tuple) -> bool {
 }
 
 /// Where the first packet of a flow is led.
+enum First {
+    Start(Start),
+    HandOn { node_be: u32 },
+}
+
+/// Where the first packet of a flow is led. Where it was handed on to here it is not handed on any further, unless this
+/// node does not know yet that its Service's packets are.
 #[inline(always)]
 fn first_packet<T: Tables>(
     tables: &T,
     node: &NodeConfig,
     tuple: &Tuple,
     tcp_flags: u8,
-    own: bool,
-) -> Result<Start, Reason> {
+    class: u32,
+    handed: bool,
+) -> Result<First, Reason> {
+    let own = class & NodeClass::OWN != 0;
     // For its own addresses the stack refuses by itself, at whatever port.
-    let refuse =
-        |own: bool, of_own, of_service| if own { Err(of_own) } else { Ok(Start::answer(node, of_service)) };
-    let Some(service) = service_at(tables, tuple, own) else {
-        if !own && is_pong(tuple) {
+    let refuse = |own: bool, of_own, of_service| {
+        if own { Err(of_own) } else { Ok(First::Start(Start::answer(node, of_service))) }
+    };
+    let taken = if handed { service_at(tables, tuple, Scope::HANDED, class) } else { None };
+    let found = match taken {
+        None if class & NodeClass::OTHER == 0 => service_at(tables, tuple, Scope::OUTSIDE, class),
+        taken => taken,
+    };
+    let Some(service) = found else {
+        if class & NodeClass::SERVICE == 0 {
+            return Err(Reason::UplinkPass);
+        }
+        if is_pong(tuple) {
             return Err(Reason::ServiceNoFlow);
         }
         return refuse(own, Reason::UplinkPass, no_port(tuple));
@@ -185,6 +224,9 @@ fn first_packet<T: Tables>(
         Selection::Race => return Err(Reason::GenerationRace),
     };
     let (addr_be, port_be) = (choice.backend.addr_be(), choice.backend.port_be());
+    if choice.backend.is_node() {
+        return Ok(First::HandOn { node_be: addr_be });
+    }
     let stays = stays_here(tables, node, addr_be);
     let (source, flags) = if stays {
         (Source::Own, FlowFlags::DESTINATION)
@@ -192,12 +234,13 @@ fn first_packet<T: Tables>(
         (Source::Node, FlowFlags::DESTINATION | FlowFlags::SOURCE)
     };
     let reason = match (own, stays) {
+        _ if handed => Reason::DirectTaken,
         (true, true) => Reason::NodePortLocal,
         (true, false) => Reason::NodePortRemote,
         (false, true) => Reason::ServiceLocal,
         (false, false) => Reason::ServiceRemote,
     };
-    Ok(Start { addr_be, service, word: 0, source, flags, reason, port_be })
+    Ok(First::Start(Start { addr_be, service, word: 0, source, flags, reason, port_be }))
 }
 
 /// A piece of a datagram, other than the first, arrives.
@@ -214,6 +257,9 @@ fn ingress_fragment<P: Packet, T: Tables>(
             None => Verdict::Drop(Reason::FragmentTooLarge),
         };
     };
+    if to.src_be == 0 {
+        return direct::fragment(packet, header, to.dst_be);
+    }
     if to.dst_be == header.dst_be {
         return Verdict::Pass(Reason::UplinkFragment);
     }
@@ -235,6 +281,11 @@ fn ingress_error<P: Packet, T: Tables>(
     header: &Header,
 ) -> Result<Verdict, Reason> {
     let Some(error) = icmp::parse(packet, tables, header, node) else {
+        if node.flags & NodeFlags::DIRECT != 0
+            && let Some(hand) = direct::error(packet, tables, header)
+        {
+            return Ok(direct::carry_out(packet, tables, header, hand));
+        }
         return Err(Reason::UplinkPass);
     };
     let way = Way::to(tables, node, error.dst_be);

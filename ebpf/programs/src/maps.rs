@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Connected, Flow, FlowState, Fragment, FragmentKey,
-    Frontend, FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
+    Frontend, FrontendTarget, HandedOn, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
     SourceKey, StandIn, Tuple, default_limit,
 };
 use pith_core::{
@@ -42,6 +42,8 @@ pub(crate) static ADDRESSES: Array<Address6, { default_limit::ADDRESSES as usize
 static FLOWS: HashMap<Tuple, Flow, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static FORWARD: HashMap<Tuple, Tuple, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static HANDED_ON: HashMap<Tuple, HandedOn, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
 #[btf_map]
@@ -212,6 +214,29 @@ impl Tables for Maps {
     #[inline(always)]
     fn serves_source(&self, service: u32, addr_be: u32) -> bool {
         SOURCES.get(&lpm_trie::Key::new(64, SourceKey { service, addr_be })).is_some()
+    }
+
+    #[inline(always)]
+    fn handed_on(&self, tuple: &Tuple) -> Option<HandedOn> {
+        // SAFETY: the element stays mapped while the program runs. Its node is written once; the rest are words of
+        // which each is valid by itself.
+        HANDED_ON.get_ptr(tuple).map(|flow| unsafe { *flow })
+    }
+
+    #[inline(always)]
+    fn set_handed_on(&self, tuple: &Tuple, flow: &HandedOn) -> Result<(), NotAdded> {
+        HANDED_ON.insert(tuple, flow, BPF_ANY.into()).map_err(not_added)
+    }
+
+    #[inline(always)]
+    fn note_handed_on(&self, tuple: &Tuple, state: FlowState, last_ns: u64) {
+        if let Some(flow) = HANDED_ON.get_ptr_mut(tuple) {
+            // SAFETY: as above.
+            unsafe {
+                (*flow).state = state as u8;
+                (*flow).last_ns = last_ns;
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! Classifiers at the uplink (tcx).
 
 use aya_ebpf::{
-    bindings::{__sk_buff, tcx_action_base},
+    bindings::{
+        __sk_buff, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop, tcx_action_base,
+    },
     helpers::{bpf_redirect, bpf_redirect_neigh},
     macros::classifier,
     programs::TcContext,
@@ -18,6 +20,8 @@ use crate::{
 /// `ETH_P_IP` and `ETH_P_ARP` as they lie in a packet.
 const IPV4: u32 = 0x0800u16.to_be() as u32;
 const ARP: u32 = 0x0806u16.to_be() as u32;
+
+const AF_INET: u32 = 2;
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
@@ -54,6 +58,7 @@ pub(crate) fn carry_out(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
         Verdict::Pass(_) => tcx_action_base::TCX_NEXT,
         Verdict::Drop(_) => tcx_action_base::TCX_DROP,
         Verdict::Forward(_) => redirect(|node| node.uplink),
+        Verdict::HandOn(_, node_be) => redirect_to(node_be),
         Verdict::Inward(_) => redirect(|node| node.inner),
         // SAFETY: the context is the one the kernel gave; the helper takes numbers.
         Verdict::Return(_) => unsafe { bpf_redirect((*skb).ifindex, 0) as i32 },
@@ -76,4 +81,14 @@ fn redirect(interface: impl FnOnce(&NodeConfig) -> u32) -> i32 {
         Some(node) => unsafe { bpf_redirect_neigh(interface(node), core::ptr::null_mut(), 0, 0) as i32 },
         None => tcx_action_base::TCX_DROP,
     }
+}
+
+/// Out of the uplink, to a neighbour there whatever the routes say of the packet's destination.
+#[inline(always)]
+fn redirect_to(neighbour_be: u32) -> i32 {
+    let Some(node) = Maps::PACKET.node() else { return tcx_action_base::TCX_DROP };
+    let mut next =
+        bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1: NextHop { ipv4_nh: neighbour_be } };
+    // SAFETY: the parameters live as long as the call, which copies them.
+    unsafe { bpf_redirect_neigh(node.uplink, &raw mut next, size_of_val(&next) as i32, 0) as i32 }
 }

@@ -21,7 +21,7 @@ use crate::{
     bpffs::{self, PinError},
     cidr::Cidr,
     filters::FilterError,
-    flows::{self, Collected},
+    flows::{self, Asked, Collected},
     kernel,
     limit::TableLimits,
     loaded::{Loaded, interface_index},
@@ -106,7 +106,7 @@ pub struct Limits {
 
 impl Limits {
     /// By the names of the maps that have them.
-    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 13] {
+    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 14] {
         [
             (map_name::FRONTENDS, self.frontends),
             (map_name::SERVICES, self.services),
@@ -116,6 +116,7 @@ impl Limits {
             (map_name::CONNECTED, self.sockets),
             (map_name::FLOWS, self.flows),
             (map_name::FORWARD, self.flows),
+            (map_name::HANDED_ON, self.flows),
             (map_name::NODES, self.nodes),
             (map_name::SOURCES, self.sources),
             (map_name::STANDINS, self.addresses),
@@ -232,6 +233,8 @@ pub struct Datapath {
     node: NodeConfig,
     /// Addresses of this node, for NODES.
     pub(crate) own: Vec<Ipv4Addr>,
+    /// Networks on the uplink's own link.
+    pub(crate) near: Vec<Cidr>,
     /// Until they are followed by a task of their own.
     pub(crate) pods: Option<PodLinks>,
     uplink: Option<String>,
@@ -271,7 +274,8 @@ impl Datapath {
         node.netns_cookie = kernel::netns_cookie().map_err(DatapathError::NetnsCookie)?;
         node.snat_first = *config.snat_ports.start();
         node.snat_last = *config.snat_ports.end();
-        node.flags = 0;
+        // Flows that are handed on go on being so.
+        node.flags &= NodeFlags::DIRECT;
         if let Some(cidr) = config.cluster_cidr {
             node.cluster_net_be = be(cidr.net());
             node.cluster_mask_be = be(cidr.mask());
@@ -289,6 +293,7 @@ impl Datapath {
             maps,
             node,
             own: Vec::new(),
+            near: Vec::new(),
             pods,
             uplink: None,
             wanted_xdp: config.xdp,
@@ -308,8 +313,9 @@ impl Datapath {
             self.maps.set_node_class(be(*address), NodeClass(NodeClass::OWN))?;
         }
         self.uplink = Some(interface.to_owned());
-        self.node.mac = kernel::ethernet_address(interface)
-            .map_err(|source| DatapathError::Interface { name: interface.to_owned(), source })?;
+        let failed = |source| DatapathError::Interface { name: interface.to_owned(), source };
+        self.node.mac = kernel::ethernet_address(interface).map_err(failed)?;
+        self.near = kernel::networks(interface).map_err(failed)?;
         self.node.uplink = index;
         self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
         self.maps.set_node(self.node)?;
@@ -349,19 +355,17 @@ impl Datapath {
         }
     }
 
-    /// Ends flows that are over, and those to backends that `serves` (a Service's index, a backend) denies.
+    /// Ends flows that are over, those to backends that `serves` (a Service's index, what was asked, the backend) denies,
+    /// and those handed on to nodes that `hands_on` denies.
     pub fn collect(
         &mut self,
-        serves: impl Fn(u32, SocketAddrV4) -> bool,
+        serves: impl Fn(u32, Asked, SocketAddrV4) -> bool,
+        hands_on: impl Fn(Asked, Ipv4Addr) -> bool,
     ) -> Result<Collected, DatapathError> {
-        let serves = |service, addr_be: u32, port_be: u16| {
-            let address = Ipv4Addr::from(addr_be.to_ne_bytes());
-            serves(service, SocketAddrV4::new(address, u16::from_be(port_be)))
-        };
         let failed = |source| MapAccess::Kernel { map: map_name::FLOWS, source };
         // Before the flows are looked through: of what begins meanwhile nothing is said.
         let mark = self.maps.last_pod_flow()?;
-        let collected = flows::collect(&mut self.maps, flows::now_ns(), serves).map_err(failed)?;
+        let collected = flows::collect(&mut self.maps, flows::now_ns(), serves, hands_on).map_err(failed)?;
         if collected.at_pods == 0 {
             self.maps.settle_pod_flows(mark)?;
         }
@@ -392,6 +396,25 @@ impl Datapath {
                 Ok(())
             }
         }
+    }
+
+    /// Says that an address is another node's.
+    pub fn set_other_node(&mut self, address: Ipv4Addr) -> Result<(), DatapathError> {
+        if self.own.contains(&address) {
+            return Ok(());
+        }
+        Ok(self.maps.set_node_class(be(address), NodeClass(NodeClass::OTHER))?)
+    }
+
+    /// Says whether packets may be handed on to other nodes, or by them to this one. Until nothing is, and no Service
+    /// wants it, it has to be said.
+    pub fn set_direct(&mut self, direct: bool) -> Result<(), DatapathError> {
+        let flags = self.node.flags & !NodeFlags::DIRECT | if direct { NodeFlags::DIRECT } else { 0 };
+        if flags != self.node.flags {
+            self.node.flags = flags;
+            self.maps.set_node(self.node)?;
+        }
+        Ok(())
     }
 
     /// Says which addresses this node's pods have.

@@ -3,16 +3,36 @@
 //! Invariant: a record goes before its index, so that a packet between the two finds no flow rather than
 //! half of one. Programs go on without this process; flows then only stay longer than they need.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use aya::maps::MapError;
-use pith_abi::{Flow, FlowFlags, Tuple};
+use pith_abi::{Flow, FlowFlags, FlowState, Tuple};
 use pith_core::flow;
 
-use crate::maps::Maps;
+use crate::{
+    live::{address, place},
+    maps::Maps,
+};
 
 /// How often flows that are over are collected.
 pub(crate) const COLLECT_EVERY: Duration = Duration::from_secs(5);
+
+/// Where the first packet of a flow wanted to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub place: SocketAddrV4,
+    /// Number from [`pith_abi::proto`].
+    pub protocol: u8,
+}
+
+impl Asked {
+    fn by(first: &Tuple) -> Self {
+        Self { place: place(first.dst_be, first.dport_be), protocol: first.proto }
+    }
+}
 
 /// What a round of collection came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,17 +45,20 @@ pub struct Collected {
     pub orphans: usize,
     /// Of those that go on, the ones that began at pods' links.
     pub at_pods: usize,
+    /// Flows that are handed on to other nodes.
+    pub handed_on: usize,
 }
 
 /// Removes what is over at `now_ns`, on the clock of `bpf_ktime_get_ns`.
 ///
-/// `serves` says whether a Service (by its index) still has the backend at an address and port, be it
-/// draining. Flows to one that is gone end at once: the next datagram is led elsewhere, the next segment is
-/// refused. Without that, clients would send into the void for as long as they keep sending.
+/// `serves` says whether a Service, by its index or by where it was asked, still has a backend, be it draining. Flows to one that is gone end at once: the next datagram is led elsewhere, the next segment is
+/// refused. Without that, clients would send into the void for as long as they keep sending. `hands_on` says the same
+/// of what is handed on, by where it was asked and the address of the node.
 pub(crate) fn collect(
     maps: &mut Maps,
     now_ns: u64,
-    serves: impl Fn(u32, u32, u16) -> bool,
+    serves: impl Fn(u32, Asked, SocketAddrV4) -> bool,
+    hands_on: impl Fn(Asked, Ipv4Addr) -> bool,
 ) -> Result<Collected, MapError> {
     let mut collected = Collected::default();
     let mut ended = Vec::new();
@@ -66,13 +89,34 @@ pub(crate) fn collect(
         forget(maps.forward.remove(&forward))?;
         collected.orphans += 1;
     }
+    let mut ended = Vec::new();
+    for entry in maps.handed_on.iter() {
+        let (first, flow) = entry?;
+        let state = FlowState::from_raw(flow.state);
+        if flow::silent(first.proto, state, flow.last_ns, now_ns)
+            || !hands_on(Asked::by(&first), address(flow.node_be))
+        {
+            ended.push(first);
+        } else {
+            collected.handed_on += 1;
+        }
+    }
+    for first in ended {
+        forget(maps.handed_on.remove(&first))?;
+        collected.ended += 1;
+    }
     Ok(collected)
 }
 
-fn is_over(key: &Tuple, flow: &Flow, now_ns: u64, serves: &impl Fn(u32, u32, u16) -> bool) -> bool {
-    let to_service = flow.flags & FlowFlags::DESTINATION != 0;
-    flow::expired(flow, now_ns)
-        || (to_service && flow.service != Flow::NO_SERVICE && !serves(flow.service, key.src_be, key.sport_be))
+fn is_over(
+    key: &Tuple,
+    flow: &Flow,
+    now_ns: u64,
+    serves: &impl Fn(u32, Asked, SocketAddrV4) -> bool,
+) -> bool {
+    let to_service = flow.flags & FlowFlags::DESTINATION != 0 && flow.service != Flow::NO_SERVICE;
+    let served = || serves(flow.service, Asked::by(&flow.forward), place(key.src_be, key.sport_be));
+    flow::expired(flow, now_ns) || (to_service && !served())
 }
 
 /// Removing what a program has removed already is no failure.
@@ -92,7 +136,7 @@ pub(crate) fn now_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use pith_abi::{FlowState, proto};
+    use pith_abi::proto;
 
     use super::*;
 

@@ -98,7 +98,7 @@ impl Gateway {
                 // Nothing is in flight between two ticks.
                 () = cancel.cancelled() => return Ok(()),
                 // A tick that is not taken comes again.
-                _ = collect.tick() => match flows::collect(&mut self.maps, flows::now_ns(), |_, _, _| true) {
+                _ = collect.tick() => match flows::collect(&mut self.maps, flows::now_ns(), |_, _, _| true, |_, _| true) {
                     Ok(collected) => debug!(?collected, "flows through the gateway"),
                     Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),
                 },

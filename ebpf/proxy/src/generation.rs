@@ -10,10 +10,10 @@ use std::{
 use pith_abi::{Backend, Head, HeadFlags, Service};
 
 use crate::{
+    annotations::Balance,
     cidr::Cidr,
     maps::{MapAccess, ServiceMaps},
     plan::Group,
-    service::Balance,
     slots::{Run, Slots},
 };
 

@@ -36,6 +36,8 @@ pub struct Balanced {
     pub inside: Vec<String>,
     /// The same, for packets from outside.
     pub outside: Vec<String>,
+    /// The same, for packets from outside that another node has handed on.
+    pub handed: Vec<String>,
     /// It grows with every change, and begins again at 0.
     pub generation: u16,
     /// `random`, `maglev` or `maglev-client`.
@@ -53,6 +55,7 @@ pub struct Balanced {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
+    /// With port 0 a node that packets are handed on to as they came.
     pub address: SocketAddr,
     /// Slots that lead there: its weight.
     pub slots: usize,
@@ -62,6 +65,8 @@ pub struct Backend {
 #[derive(Clone, Debug, Serialize)]
 pub struct Flows {
     pub live: usize,
+    /// Besides those, flows that are handed on to other nodes.
+    pub handed_on: usize,
     pub limit: u32,
     pub heaviest: Vec<Sender>,
 }
@@ -94,6 +99,8 @@ pub fn inspect(bpffs: &Path) -> Result<Inspection, DatapathError> {
         *of_service.entry(flow.service).or_default() += 1;
         *of_sender.entry(Ipv4Addr::from(flow.forward.src_be.to_ne_bytes())).or_default() += 1;
     }
+    let failed = |source| MapAccess::Kernel { map: map_name::HANDED_ON, source };
+    let handed_on = maps.handed_on.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?.len();
     let verdicts = Reason::ALL.iter().map(|reason| {
         Ok(Verdict { reason: reason.name(), count: maps.reason(*reason)?, meaning: reason.describe() })
     });
@@ -101,7 +108,7 @@ pub fn inspect(bpffs: &Path) -> Result<Inspection, DatapathError> {
     verdicts.retain(|verdict| verdict.count > 0);
     Ok(Inspection {
         services: services(&maps, &of_service)?,
-        flows: Flows { live, limit, heaviest: heaviest(of_sender) },
+        flows: Flows { live, handed_on, limit, heaviest: heaviest(of_sender) },
         verdicts,
     })
 }
@@ -133,16 +140,20 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
                 new.insert(Balanced { connections, ..balanced(maps, maps.service(index)?, &sources, flows)? })
             }
         };
-        let places =
-            if frontend.scope == Scope::OUTSIDE { &mut balanced.outside } else { &mut balanced.inside };
+        let places = match frontend.scope {
+            Scope::OUTSIDE => &mut balanced.outside,
+            Scope::HANDED => &mut balanced.handed,
+            _ => &mut balanced.inside,
+        };
         places.push(maps.show(&frontend));
     }
     let mut all: Vec<Balanced> = all.into_values().collect();
     for balanced in &mut all {
         balanced.inside.sort();
         balanced.outside.sort();
+        balanced.handed.sort();
     }
-    all.sort_by(|a, b| (&a.inside, &a.outside).cmp(&(&b.inside, &b.outside)));
+    all.sort_by(|a, b| (&a.inside, &a.outside, &a.handed).cmp(&(&b.inside, &b.outside, &b.handed)));
     Ok(all)
 }
 
@@ -159,6 +170,7 @@ fn balanced(maps: &Maps, service: Service, sources: &[Cidr], flows: usize) -> Re
     Ok(Balanced {
         inside: Vec::new(),
         outside: Vec::new(),
+        handed: Vec::new(),
         generation: head.tag,
         balance: match (has(HeadFlags::HASH), has(HeadFlags::HASH_CLIENT)) {
             (false, _) => "random",

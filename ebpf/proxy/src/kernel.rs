@@ -21,6 +21,8 @@ use std::{
 
 use tokio::io::unix::AsyncFd;
 
+use crate::cidr::Cidr;
+
 // Numbers of include/uapi/linux/bpf.h.
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
@@ -204,6 +206,16 @@ pub(crate) fn ethernet_address(interface: &str) -> io::Result<[u8; 6]> {
     own.filter_map(|entry| entry.address?.as_link_addr()?.addr())
         .next()
         .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "no Ethernet address"))
+}
+
+/// The networks that an interface of this network namespace is in.
+pub(crate) fn networks(interface: &str) -> io::Result<Vec<Cidr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == interface);
+    let network = |entry: nix::ifaddrs::InterfaceAddress| {
+        let mask = u32::from(entry.netmask?.as_sockaddr_in()?.ip());
+        Cidr::new(entry.address?.as_sockaddr_in()?.ip(), mask.leading_ones() as u8)
+    };
+    Ok(addresses.filter_map(network).collect())
 }
 
 /// Tells all neighbours at an interface that an address is to be found here (gratuitous ARP, RFC 5227).

@@ -10,6 +10,7 @@
 //! - [`Datapath`] loads, pins, adopts and attaches. Everything outlives the process.
 //! - [`run`] is the only task: it watches, batches and writes.
 
+pub mod annotations;
 pub mod bpffs;
 mod cidr;
 mod datapath;
@@ -55,7 +56,7 @@ pub use bpffs::PinError;
 pub use cidr::{Cidr, CidrError};
 pub use datapath::{Config, DEFAULT_SNAT_PORTS, Datapath, DatapathError, Limits, Replayed, Uplink};
 pub use filters::{Filter, FilterError, Side, filters};
-pub use flows::Collected;
+pub use flows::{Asked, Collected};
 pub use gateway::{Gateway, GatewayConfig};
 pub use limit::{Limit, TableLimits};
 pub use maps::{MapAccess, ServiceMaps};

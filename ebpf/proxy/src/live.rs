@@ -11,7 +11,7 @@ use std::{
 
 use pith_abi::{
     Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    Head, NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple, proto,
+    HandedOn, Head, NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple, proto,
 };
 use pith_core::{NotAdded, Record, Tables};
 
@@ -111,6 +111,7 @@ impl<'m> Tables for Live<'m> {
         let from = match frontend.scope {
             Scope::OUTSIDE => " from outside",
             Scope::GONE => " as a backend that is gone",
+            Scope::HANDED => " by another node",
             _ => "",
         };
         let found = match target.and_then(|target| target.service(frontend)) {
@@ -137,8 +138,11 @@ impl<'m> Tables for Live<'m> {
 
     fn backend(&self, slot: u32) -> Option<Backend> {
         let backend = self.maps.backend(slot).ok()?;
-        let place = place(backend.addr_be(), backend.port_be());
-        self.note(format!("BACKENDS {slot}: {place} of generation {}", backend.tag()));
+        let to = match backend.is_node() {
+            true => format!("the node {}", address(backend.addr_be())),
+            false => place(backend.addr_be(), backend.port_be()).to_string(),
+        };
+        self.note(format!("BACKENDS {slot}: {to} of generation {}", backend.tag()));
         Some(backend)
     }
 
@@ -197,6 +201,20 @@ impl<'m> Tables for Live<'m> {
         Ok(())
     }
 
+    fn handed_on(&self, tuple: &Tuple) -> Option<HandedOn> {
+        let flow = self.maps.handed_on.get(tuple, 0).ok();
+        let found = flow.map_or_else(|| "nothing".to_owned(), |flow| address(flow.node_be).to_string());
+        self.note(format!("HANDED_ON {}: {found}", words(tuple)));
+        flow
+    }
+
+    fn set_handed_on(&self, tuple: &Tuple, flow: &HandedOn) -> Result<(), NotAdded> {
+        self.note(format!("HANDED_ON: begins with {} to {}", words(tuple), address(flow.node_be)));
+        Ok(())
+    }
+
+    fn note_handed_on(&self, _tuple: &Tuple, _state: FlowState, _last_ns: u64) {}
+
     fn pods_have_flows(&self) -> bool {
         let here = self.flows.borrow().values().any(|flow| flow.flags & pith_abi::FlowFlags::AT_POD != 0);
         let words = [AtPods::BEGUN, AtPods::SETTLED].map(|word| self.maps.at_pods(word));
@@ -243,7 +261,7 @@ impl<'m> Tables for Live<'m> {
     }
 }
 
-fn address(addr_be: u32) -> Ipv4Addr {
+pub(crate) fn address(addr_be: u32) -> Ipv4Addr {
     Ipv4Addr::from(addr_be.to_ne_bytes())
 }
 

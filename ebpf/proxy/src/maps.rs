@@ -10,8 +10,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie},
 };
 use pith_abi::{
-    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, NodeClass, NodeConfig,
-    Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name, proto,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, HandedOn, NodeClass,
+    NodeConfig, Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name, proto,
 };
 use pith_core::crc::{self, Carry};
 
@@ -91,6 +91,7 @@ pub(crate) struct Maps {
     carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
     pub(crate) forward: HashMap<MapData, Tuple, Tuple>,
+    pub(crate) handed_on: HashMap<MapData, Tuple, HandedOn>,
 }
 
 impl Maps {
@@ -126,6 +127,7 @@ impl Maps {
             carry: typed(map, map_name::CARRY)?,
             flows: typed(map, map_name::FLOWS)?,
             forward: typed(map, map_name::FORWARD)?,
+            handed_on: typed(map, map_name::HANDED_ON)?,
         })
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::{
+    annotations::Misread,
     limit::Limit,
     service::ServiceName,
     world::{Named, named},
@@ -33,6 +34,8 @@ pub(crate) enum News {
     LimitReached { service: ServiceName, limit: Limit, max: u32 },
     /// So many flows were not begun since the last time.
     FlowTableFull { refused: u64, max: u32 },
+    /// An annotation of this Service says nothing that is known.
+    Misread { service: ServiceName, misread: Misread },
     /// Packets at the uplink are not met in XDP, where they could or should be.
     NoXdp { interface: String, why: String },
 }
@@ -56,6 +59,10 @@ impl News {
                 );
                 ("FlowTableFull", note)
             }
+            Self::Misread { misread: Misread { name, value, known }, .. } => {
+                let note = format!("{name}: {value:?} is as if it were not there. What it may say: {known}.");
+                ("AnnotationMisread", note)
+            }
             Self::NoXdp { interface, why } => {
                 let note = format!(
                     "The proxy of {node} sends packets on at tcx and not in XDP, which takes it longer. \
@@ -68,7 +75,12 @@ impl News {
             type_: EventType::Warning,
             reason: reason.to_owned(),
             note: Some(note),
-            action: if matches!(self, Self::NoXdp { .. }) { "Attach" } else { "WriteMaps" }.to_owned(),
+            action: match self {
+                Self::NoXdp { .. } => "Attach",
+                Self::Misread { .. } => "ReadService",
+                Self::LimitReached { .. } | Self::FlowTableFull { .. } => "WriteMaps",
+            }
+            .to_owned(),
             secondary: None,
         }
     }
@@ -80,7 +92,7 @@ impl News {
                 let node = Api::<Node>::all(client.clone()).get_opt(node).await?;
                 Ok(node.map(|node| node.object_ref(&())))
             }
-            Self::LimitReached { service, .. } => match named(service) {
+            Self::LimitReached { service, .. } | Self::Misread { service, .. } => match named(service) {
                 Named::Pod(pod) => find::<Pod>(client, &pod).await,
                 Named::Service => find::<Service>(client, service).await,
             },

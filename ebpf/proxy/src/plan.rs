@@ -10,11 +10,10 @@ use std::{
 use pith_abi::{Frontend, Scope};
 
 use crate::{
+    annotations::{Balance, Forwarding},
     cidr::Cidr,
     maglev,
-    service::{
-        Balance, Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice, ipv4, ipv6,
-    },
+    service::{Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice, ipv4, ipv6},
 };
 
 /// The node the plan is for, and what of the others matters to it.
@@ -26,11 +25,19 @@ pub struct NodeIdentity {
     pub pods: Option<Cidr>,
     /// Nodes that are ready: one of them announces a load balancer's address.
     pub ready: BTreeSet<Arc<str>>,
+    /// Addresses of other nodes on the uplink's own link, to which packets can be handed on as they came.
+    pub neighbours: BTreeMap<Arc<str>, Ipv4Addr>,
 }
 
 impl NodeIdentity {
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into(), zone: None, pods: None, ready: BTreeSet::new() }
+        Self {
+            name: name.into(),
+            zone: None,
+            pods: None,
+            ready: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+        }
     }
 }
 
@@ -47,6 +54,10 @@ pub enum Reach {
     External,
     /// From outside, to a load balancer's address that serves some sources only.
     Balancer,
+    /// From outside, by another node that has handed it on to one of the backends here.
+    Handed,
+    /// The same, to a load balancer's address that serves some sources only.
+    HandedBalancer,
 }
 
 /// A set of backends among which a frontend's connections are balanced.
@@ -70,6 +81,8 @@ pub struct Group {
     pub affinity: Option<Duration>,
     /// Sources that are served; all where it is empty.
     pub sources: Vec<Cidr>,
+    /// In the order of backends, the nodes that are handed packets on for them; nobody is where it is empty.
+    pub via: Vec<Option<Ipv4Addr>>,
     /// Endpoints that get no new connections but are still there, in order: connections to them go on.
     pub others: Vec<SocketAddrV4>,
 }
@@ -103,8 +116,24 @@ impl Six {
 const SLOTS_FOR_WEIGHTS: u32 = 4096;
 
 impl Group {
-    /// The backend of each slot.
+    /// What each slot leads to: a backend, or with port 0 the node of one ([`pith_abi::Backend`]).
     pub fn slots(&self) -> Vec<SocketAddrV4> {
+        let mut slots = self.backends_of_slots();
+        let via: BTreeMap<SocketAddrV4, Ipv4Addr> = self
+            .backends
+            .iter()
+            .zip(&self.via)
+            .filter_map(|(backend, node)| Some((*backend, (*node)?)))
+            .collect();
+        for slot in &mut slots {
+            if let Some(node) = via.get(slot) {
+                *slot = SocketAddrV4::new(*node, 0);
+            }
+        }
+        slots
+    }
+
+    fn backends_of_slots(&self) -> Vec<SocketAddrV4> {
         let weight = |at: usize| self.weights.get(at).copied().unwrap_or(1);
         let weighted = || self.backends.iter().enumerate().map(|(at, backend)| (*backend, weight(at)));
         // A client that is remembered is looked for near its last slot, so those stay in order.
@@ -151,6 +180,11 @@ pub struct ServicePlan {
 }
 
 impl ServicePlan {
+    /// Whether packets from outside may be handed on to other nodes, or by them to this one.
+    pub fn is_direct(&self) -> bool {
+        self.frontends.keys().any(|frontend| frontend.scope == Scope::HANDED)
+    }
+
     /// The plan for a Service that is not, or not any more.
     pub fn absent(service: ServiceName) -> Self {
         Self {
@@ -205,7 +239,7 @@ pub fn plan_service<'a>(
     }
     plan.health = service.health_port.map(|health_port| {
         let local = |port| members::<SocketAddrV4>(port, slices.clone(), Policy::Local, node, service).0;
-        let endpoints = service.ports.iter().flat_map(local).map(|(backend, _)| *backend.ip());
+        let endpoints = service.ports.iter().flat_map(local).map(|serving| *serving.place.ip());
         Health { port: health_port, endpoints: endpoints.collect::<BTreeSet<_>>().len() }
     });
     plan
@@ -226,7 +260,7 @@ fn plan_port6<'a>(
     };
     let (backends, others) = members(port, slices, service.internal, node, service);
     let like = Group { weights: weights(&backends), ..like(service) };
-    let backends = backends.into_iter().map(|(backend, _)| backend).collect();
+    let backends = backends.into_iter().map(|serving| serving.place).collect();
     six.groups.insert(key.clone(), Group6 { backends, others, like });
     for address in &service.cluster_ips6 {
         six.frontends.insert((SocketAddrV6::new(*address, port.port, 0, 0), port.protocol), key.clone());
@@ -235,13 +269,13 @@ fn plan_port6<'a>(
 
 /// A group without backends.
 fn like(service: &Service) -> Group {
-    Group { balance: service.balance, affinity: service.affinity, ..Group::default() }
+    Group { balance: service.annotations.balance, affinity: service.affinity, ..Group::default() }
 }
 
 /// None where they are all 1.
-fn weights<P>(backends: &[(P, u16)]) -> Vec<u16> {
-    let plain = backends.iter().all(|(_, weight)| *weight == 1);
-    backends.iter().filter(|_| !plain).map(|(_, weight)| *weight).collect()
+fn weights<P>(backends: &[Serving<'_, P>]) -> Vec<u16> {
+    let plain = backends.iter().all(|serving| serving.weight == 1);
+    backends.iter().filter(|_| !plain).map(|serving| serving.weight).collect()
 }
 
 fn plan_port<'a>(
@@ -252,6 +286,8 @@ fn plan_port<'a>(
     node: &NodeIdentity,
     pods_may: bool,
 ) {
+    // With the policy Local every backend is at the node that is asked, and answers itself anyhow.
+    let dsr = service.annotations.forwarding == Forwarding::Dsr && service.external == Policy::Cluster;
     let mut group = |reach| {
         let key = GroupKey {
             service: service.name.clone(),
@@ -263,13 +299,24 @@ fn plan_port<'a>(
             Reach::Internal | Reach::Internal6 => service.internal,
             Reach::Cluster => Policy::Cluster,
             Reach::External | Reach::Balancer => service.external,
+            Reach::Handed | Reach::HandedBalancer => Policy::Local,
         };
         plan.groups.entry(key.clone()).or_insert_with(|| {
-            let (backends, others) = members(port, slices.clone(), policy, node, service);
+            let (mut backends, mut others) = members(port, slices.clone(), policy, node, service);
+            // What was handed on is served, though its backend here has gone meanwhile.
+            if backends.is_empty() && matches!(reach, Reach::Handed | Reach::HandedBalancer) {
+                (backends, others) = members(port, slices.clone(), Policy::Cluster, node, service);
+            }
+            let handed_on = dsr && matches!(reach, Reach::External | Reach::Balancer);
+            let via = backends.iter().filter(|_| handed_on);
+            let by_source = matches!(reach, Reach::Balancer | Reach::HandedBalancer);
             Group {
                 weights: weights(&backends),
-                backends: backends.into_iter().map(|(backend, _)| backend).collect(),
-                sources: if reach == Reach::Balancer { service.sources.clone() } else { Vec::new() },
+                via: via
+                    .map(|serving| node.neighbours.get(serving.endpoint.node.as_deref()?).copied())
+                    .collect(),
+                backends: backends.into_iter().map(|serving| serving.place).collect(),
+                sources: if by_source { service.sources.clone() } else { Vec::new() },
                 others,
                 ..like(service)
             }
@@ -285,22 +332,29 @@ fn plan_port<'a>(
     if port.node_port.is_some() || !service.external_ips.is_empty() || !service.balancer_ips.is_empty() {
         let inside = if service.internal == Policy::Cluster { internal } else { group(Reach::Cluster) };
         let outside =
-            if service.external == Policy::Cluster { inside.clone() } else { group(Reach::External) };
+            if service.external == Policy::Cluster && !dsr { inside.clone() } else { group(Reach::External) };
         let balancer = if service.sources.is_empty() { outside.clone() } else { group(Reach::Balancer) };
-        let mut add = |frontend: Frontend, from_inside: bool, group: &GroupKey| {
+        let handed = dsr.then(|| group(Reach::Handed));
+        let handed_balancer = if service.sources.is_empty() {
+            handed.clone()
+        } else {
+            dsr.then(|| group(Reach::HandedBalancer))
+        };
+        let mut add = |frontend: Frontend, from_inside: bool, group: &GroupKey, handed: &Option<GroupKey>| {
             if from_inside {
                 frontends.push((frontend, inside.clone()));
             }
             frontends.push((frontend.scoped(Scope::OUTSIDE), group.clone()));
+            frontends.extend(handed.iter().map(|handed| (frontend.scoped(Scope::HANDED), handed.clone())));
         };
         if let Some(node_port) = port.node_port {
-            add(Frontend::node_port(node_port.to_be(), port.protocol.number()), true, &outside);
+            add(Frontend::node_port(node_port.to_be(), port.protocol.number()), true, &outside, &handed);
         }
         for address in &service.external_ips {
-            add(at(*address), true, &outside);
+            add(at(*address), true, &outside, &handed);
         }
         for address in &service.balancer_ips {
-            add(at(*address), pods_may, &balancer);
+            add(at(*address), pods_may, &balancer, &handed_balancer);
         }
     }
     plan.frontends.extend(frontends);
@@ -384,7 +438,14 @@ impl Place for SocketAddrV6 {
     }
 }
 
-/// Who serves a port, with weights, and who is there besides. Those who serve are ready; where there are
+/// An endpoint that takes new connections.
+struct Serving<'a, P> {
+    place: P,
+    weight: u16,
+    endpoint: &'a Endpoint,
+}
+
+/// Who serves a port, and who is there besides. Those who serve are ready; where there are
 /// none, those that are draining: they still answer, and their going away is no reason to refuse a client
 /// before they have.
 fn members<'a, P: Place>(
@@ -393,7 +454,7 @@ fn members<'a, P: Place>(
     policy: Policy,
     node: &NodeIdentity,
     service: &Service,
-) -> (Vec<(P, u16)>, Vec<P>) {
+) -> (Vec<Serving<'a, P>>, Vec<P>) {
     let mut all: BTreeMap<P, &Endpoint> = BTreeMap::new();
     for slice in slices {
         let matches = |(name, protocol, _): &&(Arc<str>, Protocol, u16)| {
@@ -408,7 +469,7 @@ fn members<'a, P: Place>(
             }
         }
     }
-    let weight = |endpoint: &Endpoint| service.weights.of(endpoint.pod.as_deref());
+    let weight = |endpoint: &Endpoint| service.annotations.weights.of(endpoint.pod.as_deref());
     let able = |endpoint: &Endpoint| {
         let here = policy == Policy::Cluster || endpoint.node.as_deref() == Some(&*node.name);
         here && weight(endpoint) > 0
@@ -425,7 +486,9 @@ fn members<'a, P: Place>(
         chosen = choose(&|endpoint| endpoint.draining);
     }
     let others = all.keys().filter(|place| !chosen.contains_key(place)).copied().collect();
-    (chosen.iter().map(|(place, endpoint)| (*place, weight(endpoint))).collect(), others)
+    let serving = chosen.into_iter();
+    let serving = serving.map(|(place, endpoint)| Serving { place, weight: weight(endpoint), endpoint });
+    (serving.collect(), others)
 }
 
 /// Those that are meant for this node, else for its zone. Hints hold only where every endpoint has them: else

@@ -1,7 +1,7 @@
 //! Plans as tables, and the API's objects as the proxy reads them.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     sync::Arc,
     time::Duration,
 };
@@ -10,6 +10,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use pith_abi::{Frontend, Scope};
 
 use crate::{
+    annotations::Forwarding,
     plan::{NodeIdentity, Reach, plan, plan_service},
     service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice, service, slice},
 };
@@ -101,6 +102,52 @@ fn frontends_and_policies() {
         assert_eq!(group(&from_outside).backends.len(), count(external));
         assert_eq!(group(&node_port).backends.len(), 2, "pods of this node take no detour");
         assert_eq!(plan.frontends[&from_outside].reach, reach, "groups differ where policies do");
+    }
+}
+
+/// Direct server return: a slot is the node of a backend elsewhere, and what another node hands on has backends here.
+#[test]
+fn backends_of_what_is_handed_on() {
+    use Policy::{Cluster, Local};
+    let backend = |host: u8| SocketAddrV4::new([10, 244, 0, host].into(), 8080);
+    let node_a = SocketAddrV4::new([172, 30, 0, 3].into(), 0);
+    let mut node = node();
+    node.neighbours.insert("a".into(), *node_a.ip());
+    let both: &[Brief] = &[(1, 'r', HERE), (2, 'r', "a"), (3, 'r', "a"), (4, 'r', "far")];
+    let away: &[Brief] = &[(2, 'r', "a"), (3, 'n', HERE)];
+    for (name, endpoints, policy, slots, taken) in [
+        (
+            "here, a neighbour's, and far away",
+            both,
+            Cluster,
+            vec![backend(1), node_a, node_a, backend(4)],
+            Some(vec![backend(1)]),
+        ),
+        ("none here", away, Cluster, vec![node_a], Some(vec![backend(2)])),
+        ("those here answer anyhow", both, Local, vec![backend(1)], None),
+    ] {
+        let mut service = demo(Cluster, policy);
+        service.annotations.forwarding = Forwarding::Dsr;
+        service.balancer_ips = vec![[172, 30, 0, 200].into()];
+        service.sources = vec!["192.0.2.0/24".parse().expect("a range")];
+        let slice = demo_slice(endpoints);
+        let plan = plan_service(&service, [&slice].into_iter(), &node);
+        assert_eq!(plan.is_direct(), taken.is_some(), "{name}");
+        let balancer = Frontend::new(u32::from_ne_bytes([172, 30, 0, 200]), 80u16.to_be(), 6);
+        for (frontend, sources) in [(Frontend::node_port(30_080u16.to_be(), 6), 0), (balancer, 1)] {
+            let group = |scope| plan.frontends.get(&frontend.scoped(scope)).map(|key| &plan.groups[key]);
+            let outside = group(Scope::OUTSIDE).expect("it is reached from outside");
+            assert_eq!((outside.slots(), outside.sources.len()), (slots.clone(), sources), "{name}");
+            let handed = group(Scope::HANDED);
+            assert_eq!(handed.map(|group| group.slots()), taken, "{name}");
+            assert!(
+                handed.is_none_or(|group| group.sources.len() == sources),
+                "{name}: a mark is no way round"
+            );
+            if let Some(inside) = group(Scope::INSIDE) {
+                assert!(inside.via.is_empty(), "{name}: pods take no detour");
+            }
+        }
     }
 }
 

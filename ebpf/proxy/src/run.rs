@@ -40,7 +40,7 @@ use crate::{
     pods::{self, PodLinks},
     service::{self, ServiceName},
     table::{ApplyError, Table},
-    world::{Change, Event, World},
+    world::{self, Change, Event, World},
 };
 
 /// Events taken in before the maps are written, so that a steady stream cannot put that off for ever.
@@ -166,6 +166,8 @@ struct Driver {
     /// Of those, what a former proxy left and nobody has said again.
     unclaimed: BTreeSet<Ipv4Addr>,
     health: health::Servers,
+    /// Services whose packets are handed on.
+    direct: BTreeSet<ServiceName>,
     adopting: bool,
 }
 
@@ -192,11 +194,17 @@ impl Driver {
             outside: BTreeMap::new(),
             unclaimed: of(NodeClass::SERVICE),
             health: health::Servers::default(),
+            direct: BTreeSet::new(),
             adopting: true,
         })
     }
 
     fn take(&mut self, event: Event) {
+        if let Event::Service(world::Change::Is(name, Some(service))) = &event {
+            for misread in &service.annotations.misread {
+                self.news.tell(News::Misread { service: name.clone(), misread: misread.clone() });
+            }
+        }
         self.datapath.metrics.seen(&event);
         self.world.take(event);
     }
@@ -207,13 +215,14 @@ impl Driver {
         if !self.world.complete() {
             return Ok(());
         }
-        if let Some((pod_cidr, others)) = self.world.take_nodes() {
+        if let Some((pod_cidr, others)) = self.world.take_nodes(&self.datapath.near) {
             self.set_nodes(pod_cidr, &others)?;
         }
         for service in self.failed.keys() {
             self.world.mark(service.clone());
         }
         for plan in self.world.take_dirty() {
+            self.set_direct(&plan)?;
             self.apply(&plan);
             self.set_outside(&plan)?;
             self.health.set(&plan.service, plan.health);
@@ -260,6 +269,17 @@ impl Driver {
         self.failed.insert(plan.service.clone(), told);
     }
 
+    /// Before the first packet is handed on, those that follow have to be looked for. When no Service wants it any more,
+    /// [`collect`](Self::collect) says when the last flow has ended.
+    fn set_direct(&mut self, plan: &ServicePlan) -> Result<(), DatapathError> {
+        if !plan.is_direct() {
+            self.direct.remove(&plan.service);
+            return Ok(());
+        }
+        self.direct.insert(plan.service.clone());
+        self.datapath.set_direct(true)
+    }
+
     /// Says at which addresses a Service is reached from outside. Several may share one.
     fn set_outside(&mut self, plan: &ServicePlan) -> Result<(), DatapathError> {
         let mut changed: BTreeSet<Ipv4Addr> = plan.outside.keys().copied().collect();
@@ -300,8 +320,8 @@ impl Driver {
         for gone in self.others.difference(others).filter(|address| !own.contains(address)) {
             self.datapath.maps.remove_node_class(be(*gone))?;
         }
-        for new in others.difference(&self.others).filter(|address| !own.contains(address)) {
-            self.datapath.maps.set_node_class(be(*new), NodeClass(NodeClass::OTHER))?;
+        for new in others.difference(&self.others) {
+            self.datapath.set_other_node(*new)?;
         }
         self.others.clone_from(others);
         Ok(())
@@ -311,10 +331,20 @@ impl Driver {
         if let Err(error) = self.table.tick(&mut self.datapath.maps) {
             warn!(%error, "backends that are gone are remembered longer than they need");
         }
-        let table = &self.table;
-        match self.datapath.collect(|service, backend| table.serves(service, backend)) {
+        // Before everything was listed nothing is known to be gone.
+        let (table, world, adopting) = (&self.table, &self.world, self.adopting);
+        let serves = |index, asked, backend| adopting || table.serves(index, asked, backend);
+        let hands_on = |asked, node| {
+            let service = table.outside(asked);
+            adopting || service.is_some_and(|service| world.has_endpoint_at(service, node))
+        };
+        match self.datapath.collect(serves, hands_on) {
             Ok(collected) => {
                 debug!(?collected, "flows");
+                let direct = self.adopting || !self.direct.is_empty() || collected.handed_on > 0;
+                if !direct && let Err(error) = self.datapath.set_direct(false) {
+                    warn!(%error, "flows that are handed on are still looked for, though there are none");
+                }
                 self.datapath.metrics.holds(map_name::FLOWS, collected.live, self.datapath.max_flows);
             }
             Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),

@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 
-use crate::cidr::Cidr;
+use crate::{annotations::Annotations, cidr::Cidr};
 
 /// `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,54 +71,6 @@ pub enum Policy {
     Local,
 }
 
-/// How a backend is chosen for a new connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Balance {
-    #[default]
-    Random,
-    /// By a Maglev table and a hash of the client's address and port.
-    Maglev,
-    /// The same with the client's address alone: a client stays with its backend as long as the table lets it.
-    MaglevClient,
-}
-
-impl Balance {
-    /// Value of the annotation [`BALANCE`]; what is not known is as if it were not there.
-    fn parse(text: Option<&String>) -> Self {
-        match text.map(String::as_str) {
-            Some("maglev") => Self::Maglev,
-            Some("maglev-client") => Self::MaglevClient,
-            _ => Self::Random,
-        }
-    }
-}
-
-/// Weights of a Service's backends, by the names of their pods.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Weights(Vec<(Box<str>, u16)>);
-
-impl Weights {
-    /// Reads `web-canary-*=1,web-*=9`: the first pattern that fits a pod's name holds; `*` at the end stands
-    /// for anything. Parts that cannot be read are left out.
-    pub fn parse(text: &str) -> Self {
-        let rule = |part: &str| {
-            let (pattern, weight) = part.split_once('=')?;
-            Some((pattern.trim().into(), weight.trim().parse().ok()?))
-        };
-        Self(text.split(',').filter_map(rule).collect())
-    }
-
-    /// The weight of a pod; 1 where nothing is said of it.
-    pub fn of(&self, pod: Option<&str>) -> u16 {
-        let fits = |pattern: &str, pod: &str| match pattern.strip_suffix('*') {
-            Some(beginning) => pod.starts_with(beginning),
-            None => pod == pattern,
-        };
-        let rule = |pod| self.0.iter().find(|(pattern, _)| fits(pattern, pod));
-        pod.and_then(rule).map_or(1, |(_, weight)| *weight)
-    }
-}
-
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
@@ -143,8 +95,7 @@ pub struct Service {
     /// Who may use the load balancer's addresses; all where it is empty.
     pub sources: Vec<Cidr>,
     pub ports: Vec<ServicePort>,
-    pub balance: Balance,
-    pub weights: Weights,
+    pub annotations: Annotations,
     /// Where load balancers ask whether this node has endpoints.
     pub health_port: Option<u16>,
     /// ClientIP affinity and its timeout.
@@ -164,8 +115,7 @@ impl Service {
             balancer_ips: Vec::new(),
             sources: Vec::new(),
             ports: Vec::new(),
-            balance: Balance::default(),
-            weights: Weights::default(),
+            annotations: Annotations::default(),
             health_port: None,
             affinity: None,
             internal: Policy::Cluster,
@@ -247,10 +197,6 @@ const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 /// Label by which someone else's proxy claims a Service.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
-/// How a backend is chosen: `random`, `maglev` or `maglev-client`.
-const BALANCE: &str = "pith.dev/balance";
-/// See [`Weights::parse`].
-const WEIGHTS: &str = "pith.dev/weights";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// `None` for Services that no proxy acts for: headless ones, names for names outside, other proxies'.
@@ -295,8 +241,7 @@ pub fn service(object: &ApiService) -> Option<Service> {
             .filter_map(|range| range.trim().parse().ok())
             .collect(),
         ports: ports.collect(),
-        balance: Balance::parse(object.annotations().get(BALANCE)),
-        weights: object.annotations().get(WEIGHTS).map_or_else(Weights::default, |text| Weights::parse(text)),
+        annotations: Annotations::parse(object.annotations()),
         health_port: spec
             .health_check_node_port
             .and_then(|port| u16::try_from(port).ok())

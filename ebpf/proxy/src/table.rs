@@ -17,6 +17,7 @@ use std::{
 use pith_abi::{Frontend, FrontendTarget, Head, MAX_BACKENDS_A_SERVICE, Scope, Service, map_name};
 
 use crate::{
+    flows::Asked,
     generation::{Change, Generation, Placed},
     gone::Gone,
     limit::{Limit, TableLimits},
@@ -253,13 +254,29 @@ impl Table {
         self.services.keys()
     }
 
-    /// Whether a backend may have connections by the group at an index.
-    pub fn serves(&self, index: u32, backend: SocketAddrV4) -> bool {
+    /// Whether a backend may have connections by the group at an index; or by whom they asked, where that group is no
+    /// more because their Service is balanced otherwise now.
+    pub fn serves(&self, index: u32, asked: Asked, backend: SocketAddrV4) -> bool {
         let has = |placed: &Placed| placed.members.binary_search(&backend).is_ok();
-        match self.by_index.get(&index) {
+        let by_index = match self.by_index.get(&index) {
             Some(key) => self.groups.get(key).is_some_and(has),
             None => self.adopted_groups.get(&index).is_some_and(has),
-        }
+        };
+        let service = || self.outside(asked).and_then(|service| self.services.get(service));
+        let all = |owned: &Owned| {
+            let counted = owned.groups.iter().filter(|key| is_counted(key));
+            counted.filter_map(|key| self.groups.get(key)).any(has)
+        };
+        by_index || service().is_some_and(all)
+    }
+
+    /// The Service that answers packets from outside at a place: its own, or any address of the node.
+    pub fn outside(&self, asked: Asked) -> Option<&ServiceName> {
+        let Asked { place, protocol } = asked;
+        let own = Frontend::new(u32::from_ne_bytes(place.ip().octets()), place.port().to_be(), protocol);
+        let frontends = [own, Frontend::node_port(place.port().to_be(), protocol)];
+        let known = frontends.iter().find_map(|at| self.frontends.get(&at.scoped(Scope::OUTSIDE)));
+        known.map(|(service, _)| service)
     }
 
     /// Gives a group its backends.

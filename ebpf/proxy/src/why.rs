@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::{
     bpffs::Pins,
     datapath::DatapathError,
-    live::{Live, place, words},
+    live::{Live, address, place, words},
     maps::Maps,
 };
 
@@ -152,7 +152,12 @@ impl<'m> Walk<'m> {
         let verdict = program(&mut packet, &self.live);
         let after = wire::tuple(&packet);
         let becomes = if after == *tuple { String::new() } else { format!("becomes {} and ", words(&after)) };
+        let node;
         let goes = match verdict {
+            Verdict::HandOn(_, node_be) => {
+                node = format!("is handed on as it came, to {}", address(node_be));
+                &*node
+            }
             Verdict::Pass(_) if after.dst_be == self.node.addr_be => "goes to this node's stack",
             Verdict::Pass(_) => "goes on",
             Verdict::Forward(_) => "leaves by the uplink",

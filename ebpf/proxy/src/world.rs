@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    annotations::Forwarding,
     cidr::Cidr,
     plan::{NodeIdentity, ServicePlan, plan_host_ports, plan_service},
     service::{HostPorts, Node, Service, ServiceName, Slice, SliceName},
@@ -166,14 +167,30 @@ impl World {
         plan_service(service, slices.filter_map(|slice| self.slices.objects.get(slice)), &self.node)
     }
 
+    /// Whether a Service has an endpoint at the node with an address, in whatever condition.
+    pub fn has_endpoint_at(&self, service: &ServiceName, node: Ipv4Addr) -> bool {
+        let Some(node) = self.nodes.objects.values().find(|known| known.addresses.contains(&node)) else {
+            return false;
+        };
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.slices.objects.get(slice));
+        slices.flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint.node.as_ref() == Some(&node.name))
+    }
+
     /// Addresses of all other nodes and the pods of this one, where nodes changed since the last call.
-    /// Services whose plans depend on what changed are planned anew.
-    pub fn take_nodes(&mut self) -> Option<(Option<Cidr>, BTreeSet<Ipv4Addr>)> {
+    /// Services whose plans depend on what changed are planned anew. `near` are the networks on the uplink's own link.
+    pub fn take_nodes(&mut self, near: &[Cidr]) -> Option<(Option<Cidr>, BTreeSet<Ipv4Addr>)> {
         if !std::mem::take(&mut self.nodes_dirty) {
             return None;
         }
         let own = |node: &&Node| node.name == self.node.name;
         let this = self.nodes.objects.values().find(own);
+        let others = || self.nodes.objects.values().filter(|node| !own(node));
+        let neighbour = |node: &Node| {
+            let address =
+                node.addresses.iter().find(|address| near.iter().any(|net| net.contains(**address)));
+            Some((node.name.clone(), *address?))
+        };
         let identity = NodeIdentity {
             name: self.node.name.clone(),
             zone: this.and_then(|node| node.zone.clone()),
@@ -185,12 +202,16 @@ impl World {
                 .filter(|node| node.ready)
                 .map(|node| node.name.clone())
                 .collect(),
+            neighbours: others().filter_map(neighbour).collect(),
         };
-        let others = self.nodes.objects.values().filter(|node| !own(node));
-        let others = others.flat_map(|node| node.addresses.iter().copied()).collect();
+        let others = others().flat_map(|node| node.addresses.iter().copied()).collect();
         if identity != self.node {
-            let near = identity.zone != self.node.zone || identity.pods != self.node.pods;
-            let concerned = |service: &&Service| near || !service.balancer_ips.is_empty();
+            let all = identity.zone != self.node.zone || identity.pods != self.node.pods;
+            let neighbours = identity.neighbours != self.node.neighbours;
+            let concerned = |service: &&Service| {
+                let dsr = service.annotations.forwarding == Forwarding::Dsr;
+                all || !service.balancer_ips.is_empty() || (neighbours && dsr)
+            };
             self.dirty
                 .extend(self.services.objects.values().filter(concerned).map(|service| service.name.clone()));
         }

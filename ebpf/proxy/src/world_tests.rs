@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use crate::{
-    plan::NodeIdentity,
+    annotations::Forwarding,
+    plan::{NodeIdentity, Reach},
     service::{Endpoint, Node, Protocol, Service, ServiceName, ServicePort, Slice},
     world::{Change, Event, World},
 };
@@ -97,10 +98,43 @@ fn nodes_are_told_apart() {
         Event::Node(Change::Is(name(node), Some(node_object)))
     };
     let mut world = world(vec![node("here", 2), node("there", 3), node("yonder", 4)]);
-    let (pod_cidr, others) = world.take_nodes().expect("they are new");
+    let (pod_cidr, others) = world.take_nodes(&[]).expect("they are new");
     assert_eq!(pod_cidr.map(|cidr| cidr.to_string()).as_deref(), Some("10.244.2.0/24"));
     assert_eq!(others, BTreeSet::from([Ipv4Addr::new(172, 30, 0, 3), Ipv4Addr::new(172, 30, 0, 4)]));
-    assert_eq!(world.take_nodes(), None);
+    assert_eq!(world.take_nodes(&[]), None);
     world.take(node("there", 3));
-    assert_eq!(world.take_nodes(), None, "nothing changed");
+    assert_eq!(world.take_nodes(&[]), None, "nothing changed");
+}
+
+/// A node on the uplink's own link is handed packets on, once it is known that it is there.
+#[test]
+fn neighbours_are_handed_on_to() {
+    let node = |node: &str, host: u8| {
+        let addresses = vec![Ipv4Addr::new(172, 30, 0, host)];
+        let object = Node { name: node.into(), addresses, pod_cidr: None, zone: None, ready: true };
+        Event::Node(Change::Is(name(node), Some(object)))
+    };
+    let Event::Service(Change::Is(_, Some(mut direct))) = service("a") else { unreachable!() };
+    direct.annotations.forwarding = Forwarding::Dsr;
+    direct.external_ips = vec![Ipv4Addr::new(198, 51, 100, 7)];
+    let mut endpoints = slice("a-1", "a", &[1, 2]);
+    if let Event::Slice(Change::Is(_, Some(slice))) = &mut endpoints {
+        slice.endpoints[0].node = Some("there".into());
+        slice.endpoints[1].node = Some("yonder".into());
+    }
+    let is = Event::Service(Change::Is(name("a"), Some(direct)));
+    let mut world = world(vec![is, endpoints, service("b")]);
+    dirty(&mut world);
+    world.take(node("there", 3));
+    world.take(node("yonder", 9));
+    world.take_nodes(&["172.30.0.0/29".parse().expect("a network")]).expect("they are new");
+    let plans = world.take_dirty();
+    let [plan] = plans.as_slice() else { panic!("{plans:?}") };
+    let outside = plan.groups.iter().find(|(key, _)| key.reach == Reach::External).expect("from outside");
+    let slots: Vec<String> = outside.1.slots().iter().map(ToString::to_string).collect();
+    assert_eq!(slots, ["172.30.0.3:0", "10.244.0.2:8080"]);
+
+    let at = |host| world.has_endpoint_at(&name("a"), Ipv4Addr::new(172, 30, 0, host));
+    assert!(at(3) && at(9) && !at(4));
+    assert!(!world.has_endpoint_at(&name("b"), Ipv4Addr::new(172, 30, 0, 3)));
 }

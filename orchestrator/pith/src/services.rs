@@ -51,7 +51,7 @@ pub(crate) fn run(args: &ServicesArgs) -> Result<()> {
     let services = services
         .into_iter()
         .map(|balanced| {
-            let places = balanced.inside.iter().chain(&balanced.outside);
+            let places = [&balanced.inside, &balanced.outside, &balanced.handed].into_iter().flatten();
             let name = places.filter_map(|place| names.get(place)).next().cloned().unwrap_or_default();
             Named { name, balanced }
         })
@@ -80,7 +80,11 @@ fn names(cluster: &Cluster) -> HashMap<String, String> {
         let Some(spec) = &service.spec else { continue };
         for port in spec.ports.iter().flatten() {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            for address in spec.cluster_ips.iter().flatten() {
+            let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+            let balancers = status.into_iter().flat_map(|status| status.ingress.iter().flatten());
+            let balancers = balancers.filter_map(|ingress| ingress.ip.as_ref());
+            let own = spec.cluster_ips.iter().flatten().chain(spec.external_ips.iter().flatten());
+            for address in own.chain(balancers) {
                 names.insert(format!("{address}:{}/{protocol}", port.port), name.clone());
             }
             if let Some(node_port) = port.node_port {
@@ -109,6 +113,9 @@ fn print(report: &Report) {
     println!("{table}\n");
     let flows = &report.rest.flows;
     println!("{} of {} flows", flows.live, flows.limit);
+    if flows.handed_on > 0 {
+        println!("{} flows are handed on to other nodes, which answer them", flows.handed_on);
+    }
     for sender in &flows.heaviest {
         println!("  {:>8}  began by {}", sender.flows, sender.address);
     }
@@ -125,7 +132,8 @@ fn places(balanced: &Balanced) -> String {
         true => place.clone(),
         false => format!("{place} from pods"),
     });
-    inside.chain(outside.map(from_outside)).collect::<Vec<_>>().join("\n")
+    let handed = balanced.handed.iter().map(|place| format!("{place} from other nodes"));
+    inside.chain(outside.map(from_outside)).chain(handed).collect::<Vec<_>>().join("\n")
 }
 
 fn balance(balanced: &Balanced) -> String {
@@ -136,9 +144,12 @@ fn balance(balanced: &Balanced) -> String {
 
 fn backends(balanced: &Balanced) -> String {
     let weighted = balanced.backends.iter().any(|backend| backend.slots > 1);
-    let lines = balanced.backends.iter().map(|backend| match weighted {
-        true => format!("{} in {} slots", backend.address, backend.slots),
-        false => backend.address.to_string(),
+    let lines = balanced.backends.iter().map(|backend| {
+        let place = match backend.address.port() {
+            0 => format!("the node {}", backend.address.ip()),
+            _ => backend.address.to_string(),
+        };
+        if weighted { format!("{place} in {} slots", backend.slots) } else { place }
     });
     let lines: Vec<String> = lines.collect();
     if lines.is_empty() { "none: refused".to_owned() } else { lines.join("\n") }

@@ -1,5 +1,6 @@
 //! The proxy on real sockets and in the kernel: one program, so that it is linked once.
 
+mod direct;
 mod driver;
 mod gateway;
 mod model;

@@ -63,7 +63,9 @@ impl<'s> Kernel<'s> {
 
     fn collect(&mut self) {
         let table = &self.table;
-        self.datapath.collect(|service, backend| table.serves(service, backend)).expect("flows can be read");
+        self.datapath
+            .collect(|index, asked, backend| table.serves(index, asked, backend), |_, _| true)
+            .expect("flows can be read");
     }
 }
 

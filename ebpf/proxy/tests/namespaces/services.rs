@@ -18,8 +18,9 @@ use crate::support::{
 use pith_abi::Reason;
 use pith_core::crc;
 use pith_proxy::{
+    annotations::{Balance, Weights},
     plan_host_ports,
-    service::{Balance, HostPort, HostPorts, Protocol, ServiceName},
+    service::{HostPort, HostPorts, Protocol, ServiceName},
 };
 
 #[test]
@@ -109,22 +110,22 @@ fn a_client_address_stays_with_its_backend() {
         assert_eq!(who(&nodes.outside, at(NODE, NODE_PORT)).len(), 1, "ClientIP");
         assert_eq!(who(&nodes.c, at(CLUSTER_IP, 80)).len(), 1);
         demo.service.affinity = None;
-        demo.service.balance = Balance::MaglevClient;
+        demo.service.annotations.balance = Balance::MaglevClient;
         nodes.apply(&demo);
         let there = who(&nodes.outside, at(NODE, NODE_PORT));
         assert_eq!(there.len(), 1, "Maglev by client");
         assert_eq!(there, who(&nodes.outside, at(BALANCER_IP, 80)), "at whatever address");
         assert_eq!(who(&nodes.c, at(CLUSTER_IP, 80)).len(), 1, "east-west as well");
-        demo.service.balance = Balance::Maglev;
+        demo.service.annotations.balance = Balance::Maglev;
         nodes.apply(&demo);
         assert_eq!(who(&nodes.outside, at(NODE, NODE_PORT)).len(), 2, "Maglev by client and port");
         assert_eq!(who(&nodes.c, at(CLUSTER_IP, 80)).len(), 2);
         // Weights by the names of pods.
-        demo.service.weights = pith_proxy::service::Weights::parse("canary-*=0,main-*=3");
+        demo.service.annotations.weights = Weights::parse("canary-*=0,main-*=3").expect("weights");
         demo.slice.endpoints[0].pod = Some("canary-1".into());
         demo.slice.endpoints[1].pod = Some("main-1".into());
         for balance in [Balance::Random, Balance::Maglev] {
-            demo.service.balance = balance;
+            demo.service.annotations.balance = balance;
             nodes.apply(&demo);
             assert_eq!(who(&nodes.outside, at(NODE, NODE_PORT)), [B].into(), "weight 0 gets nothing");
         }

@@ -273,7 +273,7 @@ fn programs_do_what_the_core_says() {
             let action = match verdict {
                 Verdict::Pass(_) => -1,
                 Verdict::Drop(_) | Verdict::Park(_) | Verdict::Release(_) => 2,
-                Verdict::Forward(_) | Verdict::Inward(_) | Verdict::Return(_) => 7,
+                Verdict::Forward(_) | Verdict::HandOn(..) | Verdict::Inward(_) | Verdict::Return(_) => 7,
             };
             let before = network.count(verdict.reason());
             let replayed = network.datapath.replay(hook, &packet.0).expect("a packet can be replayed");

@@ -115,6 +115,9 @@ impl Nodes {
         for (address, announced) in &plan.outside {
             self.datapath.set_service_address(*address, Some(*announced)).expect("the map can be written");
         }
+        if plan.is_direct() {
+            self.datapath.set_direct(true).expect("the map can be written");
+        }
         let errors = self.table.apply(self.datapath.service_maps().0, plan);
         assert!(errors.is_empty(), "{errors:?}");
     }
@@ -122,7 +125,9 @@ impl Nodes {
     /// Ends flows to backends that are gone, as the driver does.
     pub(crate) fn collect(&mut self) -> Collected {
         let table = &self.table;
-        self.datapath.collect(|service, backend| table.serves(service, backend)).expect("flows can be read")
+        let serves = |index, asked, backend| table.serves(index, asked, backend);
+        let hands_on = |asked, _| table.outside(asked).is_some();
+        self.datapath.collect(serves, hands_on).expect("flows can be read")
     }
 
     pub(crate) fn count(&self, reason: Reason) -> u64 {
