@@ -3,6 +3,7 @@
 //! connections that stay near.
 
 mod alone;
+mod direct;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -85,6 +86,7 @@ fn load_balancers_have_addresses_that_answer() {
     host_ports(&kubectl);
     seen_inside(&cluster, &kubectl);
     metrics(&kubectl);
+    direct::pods_see_their_clients(&cluster, &kubectl);
     alone::serves_and_is_taken_away(&cluster, &kubectl);
     nearest_first(&kubectl);
 
