@@ -44,7 +44,8 @@ reasons! {
     SocketReverse = "socket_reverse",
     /// The kernel refused storage for a socket: replies show the backend's address.
     SocketNoStorage = "socket_no_storage",
-    /// A generation was replaced during every try to read it.
+    /// A Service was changing: its generation was replaced during every try to read it, or another node handed it on
+    /// before this one had its backends for that.
     GenerationRace = "generation_race",
     /// A packet at the uplink is none of ours.
     UplinkPass = "uplink_pass",

@@ -145,6 +145,11 @@ fn what_was_handed_on_is_not_handed_on_again() {
     // Its own Service is at a node as well, so that what comes there first is handed on.
     let (verdict, _) = through(&second, &Tuple { sport_be: 7, ..tuple(BALANCER, proto::TCP) }, SYN);
     assert_eq!(verdict, Verdict::HandOn(Reason::DirectBegun, be(ASKED)));
+    // Nor where what it is to do with such packets is not in its maps yet.
+    let unknowing = other();
+    unknowing.frontends.borrow_mut().retain(|at, _| at.scope != Scope::HANDED);
+    let (_, mut packet) = through(&first, &tuple(BALANCER, proto::TCP), SYN);
+    assert_eq!(ingress(&mut packet, &unknowing), Verdict::Drop(Reason::GenerationRace));
     // Without a backend of its own it takes one elsewhere, and answers for it.
     let far = node(OTHER, &[(ASKED, 0)], &[(LOCAL, 8080)]);
     let (_, mut packet) = through(&first, &tuple(BALANCER, proto::UDP), 0);

@@ -179,8 +179,7 @@ enum First {
     HandOn { node_be: u32 },
 }
 
-/// Where the first packet of a flow is led. Where it was handed on to here it is not handed on any further, unless this
-/// node does not know yet that its Service's packets are.
+/// Where the first packet of a flow is led. What was `handed` on to here is not handed on any further.
 #[inline(always)]
 fn first_packet<T: Tables>(
     tables: &T,
@@ -225,6 +224,10 @@ fn first_packet<T: Tables>(
     };
     let (addr_be, port_be) = (choice.backend.addr_be(), choice.backend.port_be());
     if choice.backend.is_node() {
+        // Its own backends for such packets are not in the maps yet; the sender tries again.
+        if handed {
+            return Err(Reason::GenerationRace);
+        }
         return Ok(First::HandOn { node_be: addr_be });
     }
     let stays = stays_here(tables, node, addr_be);

@@ -345,7 +345,9 @@ impl Driver {
                 if !direct && let Err(error) = self.datapath.set_direct(false) {
                     warn!(%error, "flows that are handed on are still looked for, though there are none");
                 }
-                self.datapath.metrics.holds(map_name::FLOWS, collected.live, self.datapath.max_flows);
+                let Datapath { metrics, max_flows, .. } = &self.datapath;
+                metrics.holds(map_name::FLOWS, collected.live, *max_flows);
+                metrics.holds(map_name::HANDED_ON, collected.handed_on, *max_flows);
             }
             Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),
         }
