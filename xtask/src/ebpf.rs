@@ -3,7 +3,8 @@
 //!
 //! Invariant: the committed object comes from the committed sources. `ebpf/prebuilt/pith.json` holds the
 //! hash of the sources, the hash of the object and the toolchain; `--check` builds again and compares bytes.
-//! The build depends on nothing but sources and toolchain: paths are remapped, debug sections dropped.
+//! The build depends on nothing but sources and toolchain: paths are remapped, debug sections dropped, and no
+//! symbol has a mangled name, which would tell the folder.
 
 use std::{
     env, fs,
@@ -250,7 +251,14 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     }
     let file = target.join(TARGET).join("release/pith");
     let object = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    elf::without_debug_sections(&object).with_context(|| format!("strip {}", file.display()))
+    let object = elf::without_debug_sections(&object).with_context(|| format!("strip {}", file.display()))?;
+    if let Some(name) = elf::mangled_name(&object) {
+        bail!(
+            "ebpf: the function {name} was not inlined: its name holds cargo's hash of the folder it was built in, \
+             so that no other folder gives the same bytes; mark it #[inline(always)]"
+        );
+    }
+    Ok(object)
 }
 
 /// A folder that holds a link to one libLLVM and nothing else.

@@ -1,4 +1,5 @@
-//! Drops the debug sections of a 64-bit little-endian ELF object.
+//! Drops the debug sections of a 64-bit little-endian ELF object, and finds the names of functions that rustc
+//! mangled.
 //!
 //! Invariant: section numbers stay as they are, because symbols and relocations refer to them; a dropped
 //! section becomes an empty one of type NULL. BTF is no debug section: the kernel and the loader read it.
@@ -79,6 +80,15 @@ pub(super) fn without_debug_sections(object: &[u8]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// The first name that rustc mangled (its v0 scheme or the legacy one), among symbols and types alike.
+pub(super) fn mangled_name(object: &[u8]) -> Option<&str> {
+    object
+        .split(|&byte| byte == 0)
+        .filter(|name| name.starts_with(b"_R") || name.starts_with(b"_ZN"))
+        .filter_map(|name| std::str::from_utf8(name).ok())
+        .find(|name| name.len() > 8 && name.bytes().all(|byte| byte.is_ascii_graphic()))
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
@@ -111,5 +121,18 @@ mod tests {
         let object = include_bytes!("../../../ebpf/prebuilt/pith.o");
         let stripped = without_debug_sections(object).expect("the committed object is one");
         assert_eq!(stripped.as_slice(), object.as_slice());
+    }
+
+    #[test]
+    fn finds_mangled_names() {
+        let cases: [(&str, &[u8], Option<&str>); 4] = [
+            ("names of our own", b"\0uplink_ingress\0_RUN\0maps\0", None),
+            ("v0", b"\0maps\0_RNvNtCs8ZhpJ58PzK2_4pith6uplink\0", Some("_RNvNtCs8ZhpJ58PzK2_4pith6uplink")),
+            ("legacy", b"_ZN4pith6uplink17h0123456789abcdefE\0", Some("_ZN4pith6uplink17h0123456789abcdefE")),
+            ("code that begins like one", b"\0_R\x01\x02\x03\x04\x05\x06\x07\x08\0", None),
+        ];
+        for (case, object, expected) in cases {
+            assert_eq!(mangled_name(object), expected, "{case}");
+        }
     }
 }
