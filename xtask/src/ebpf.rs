@@ -3,8 +3,8 @@
 //!
 //! Invariant: the committed object comes from the committed sources. `ebpf/prebuilt/pith.json` holds the
 //! hash of the sources, the hash of the object and the toolchain; `--check` builds again and compares bytes.
-//! The build depends on nothing but sources and toolchain: paths are remapped, debug sections dropped, and no
-//! symbol has a mangled name, which would tell the folder.
+//! The build depends on nothing but sources and toolchain: paths are remapped, debug sections dropped, crates known by
+//! name ([`rustc`]), and no symbol is mangled.
 
 use std::{
     env, fs,
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 mod elf;
+pub(crate) mod rustc;
 
 /// The last version that can use the LLVM that rustc brings along.
 const BPF_LINKER: &str = "0.10.4";
@@ -244,8 +245,8 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         .env("CARGO_TARGET_DIR", &target)
         // The linker takes the first libLLVM on this path: let it be rustc's own and no other.
         .env("LD_LIBRARY_PATH", only_libllvm(root, &toolchain.libllvm)?)
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .env_remove("RUSTC_WRAPPER");
+        .env_remove("RUSTUP_TOOLCHAIN");
+    rustc::call_instead(&mut cargo).context("find this program's own file")?;
     if !cargo.status().context("run cargo")?.success() {
         bail!("ebpf/programs does not build with {}", toolchain.version);
     }

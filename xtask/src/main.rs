@@ -57,6 +57,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    ebpf::rustc::become_it()?;
     match Cli::parse().command {
         Command::Up => up::up(),
         Command::Test { filter } => test::test(&filter),
