@@ -1,11 +1,14 @@
-//! Drops the debug sections of a 64-bit little-endian ELF object, and finds the names of functions that rustc
+//! Drops what is there for debuggers from a 64-bit little-endian ELF object, and finds the names of functions that rustc
 //! mangled.
 //!
 //! Invariant: section numbers stay as they are, because symbols and relocations refer to them; a dropped
-//! section becomes an empty one of type NULL. BTF is no debug section: the kernel and the loader read it.
+//! section becomes an empty one of type NULL. BTF stays: the kernel and the loader read it.
 
 use anyhow::{Context, Result, ensure};
 
+/// What nobody needs to load the programs: half of the object are the lines of the sources that each instruction comes
+/// from, which the loader would keep in memory.
+const DROPPED: [&[u8]; 4] = [b".debug_", b".rel.debug_", b".BTF.ext", b".rel.BTF.ext"];
 const HEADER: usize = 64;
 const SECTION_HEADER: usize = 64;
 const SHT_NULL: u32 = 0;
@@ -60,8 +63,8 @@ pub(super) fn without_debug_sections(object: &[u8]) -> Result<Vec<u8>> {
         let section = section(index)?;
         let name = names.get(section.name()..).context("a section's name is cut off")?;
         let mut header = section.header.to_vec();
-        if name.starts_with(b".debug_") || name.starts_with(b".rel.debug_") {
-            header[4..].fill(0);
+        if DROPPED.iter().any(|dropped| name.starts_with(dropped)) {
+            header.fill(0);
             header[4..8].copy_from_slice(&SHT_NULL.to_le_bytes());
         } else if !matches!(section.kind(), SHT_NULL | SHT_NOBITS) {
             let bytes = object
