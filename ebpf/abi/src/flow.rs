@@ -75,10 +75,14 @@ pub struct HandedOn {
 pub struct FragmentKey {
     pub src_be: u32,
     pub dst_be: u32,
-    pub id_be: u16,
+    /// IPv4 fills the first two bytes.
+    pub id_be: u32,
     pub proto: u8,
     /// A [`Hook`]: the same piece passes several.
     pub hook: u8,
+    /// 4 or 6.
+    pub family: u8,
+    pub zero: u8,
 }
 
 /// What the addresses of a datagram's pieces become. Where the source is 0, they are handed on as they came, to the
@@ -191,8 +195,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 16);
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<HandedOn>() == 16);
-    assert!(size_of::<FragmentKey>() == 12);
+    assert!(size_of::<FragmentKey>() == 16);
     assert!(size_of::<Fragment>() == 16);
-    assert!(size_of::<ParkedKey>() == 16);
+    assert!(size_of::<ParkedKey>() == 20);
     assert!(size_of::<Parked>() == 1536);
 };

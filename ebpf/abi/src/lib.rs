@@ -11,19 +11,19 @@
 //! AFFINITY   AffinityKey ► Affinity                    LRU hash, ClientIP affinity
 //! CONNECTED  cookie's end ► Connected                  array, whom a connected socket asked for, until its release
 //! PEERS      socket   ──► Peers                        socket storage, dies with the socket
-//! STANDINS   Address6 ──► StandIn                     hash, the IPv6 addresses that Services and backends have
-//! ADDRESSES  StandIn  ──► Address6                    array, the way back
+//! ADDRESSES  StandIn  ──► Known6                      hash, the IPv6 addresses that Services, nodes and flows have
 //! FLOWS      reply Tuple ► Flow                        hash, the one record of a translated flow
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
 //! HANDED_ON  first Tuple ► HandedOn                    hash, flows of which another node sees the replies
-//! SOURCES    service, range ► 1                        longest prefix, who may use a Service
+//! SOURCES    service, range ► 1                        longest prefix, who may use a Service; SOURCES6 for IPv6
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
 //! PARKED     ParkedKey ► Parked                    LRU hash, pieces that came before their first
 //! CARRY      words ► bit matrix                        array, for checksums of SCTP
 //! CONNECTIONS index     ► count a CPU                 per-CPU array, connections that sockets made
 //! AT_PODS    AtPods   ──► count                        array, what there is to do at pods' links
 //! NODES      address  ──► NodeClass bits               hash, addresses of this node and of the others
-//! NODE       0        ──► NodeConfig                   array of one
+//! NODE       family   ──► NodeConfig                   array, IPv4 and IPv6
+//! NODE6      0        ──► Networks6                    array of one
 //! REASONS    Reason   ──► count a CPU                  per-CPU array
 //! ```
 
@@ -36,23 +36,23 @@ mod reason;
 mod service;
 mod socket;
 
-pub use address6::{Address6, StandIn};
+pub use address6::{Address6, Known6, StandIn};
 pub use flow::{
     AtPods, Flow, FlowFlags, FlowState, Fragment, FragmentKey, HandedOn, Hook, Parked, ParkedKey, Tuple,
 };
-pub use node::{NodeClass, NodeConfig, NodeFlags};
+pub use node::{Networks6, NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE,
-    MAX_SLOTS, Scope, Service, SourceKey,
+    MAX_SLOTS, Scope, Service, SourceKey, SourceKey6,
 };
 pub use socket::{Connected, PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 // A counter more is a larger REASONS, which maps of an older proxy do not have: another layout as well.
-const _: () = assert!(LAYOUT == 8 && REASON_COUNT == 46);
+const _: () = assert!(LAYOUT == 9 && REASON_COUNT == 46);
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -74,11 +74,12 @@ pub mod map_name {
     pub const CARRY: &str = "CARRY";
     pub const AT_PODS: &str = "AT_PODS";
     pub const CONNECTIONS: &str = "CONNECTIONS";
-    pub const STANDINS: &str = "STANDINS";
+    pub const SOURCES6: &str = "SOURCES6";
+    pub const NODE6: &str = "NODE6";
     pub const ADDRESSES: &str = "ADDRESSES";
     pub const HANDED_ON: &str = "HANDED_ON";
 
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -96,7 +97,8 @@ pub mod map_name {
         CARRY,
         AT_PODS,
         CONNECTIONS,
-        STANDINS,
+        SOURCES6,
+        NODE6,
         ADDRESSES,
         HANDED_ON,
     ];
@@ -165,12 +167,15 @@ mod user {
         Frontend,
         FrontendTarget,
         HandedOn,
+        Known6,
+        Networks6,
         NodeClass,
         NodeConfig,
         Peer,
         Peers,
         Service,
         SourceKey,
+        SourceKey6,
         StandIn,
         Tuple
     );

@@ -1,5 +1,7 @@
 //! What the programs know of the node they run on and of the others.
 
+use crate::Address6;
+
 /// What an address in NODES is: a set of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
@@ -13,7 +15,7 @@ impl NodeClass {
     /// No node's address but one at which Services are reached from outside (load balancers, external
     /// addresses).
     pub const SERVICE: u32 = 4;
-    /// This node answers for it by ARP.
+    /// This node answers for it by ARP, or as a neighbour of IPv6.
     pub const ANNOUNCED: u32 = 8;
 }
 
@@ -54,9 +56,16 @@ pub struct NodeConfig {
     pub zero: [u8; 6],
     /// Cookie of the node's network namespace: only there is 127.0.0.1 the node.
     pub netns_cookie: u64,
+    /// Of [`crate::StandIn::nth`].
+    pub seed: u64,
 }
 
 impl NodeConfig {
+    /// Its elements in NODE: one for each family. That of IPv6 has stand-ins for addresses, no networks
+    /// ([`Networks6`] has them), and no seed.
+    pub const IPV4: u32 = 0;
+    pub const IPV6: u32 = 1;
+
     #[inline(always)]
     pub const fn is_local_pod(&self, addr_be: u32) -> bool {
         self.pod_mask_be != 0 && addr_be & self.pod_mask_be == self.pod_net_be
@@ -68,4 +77,17 @@ impl NodeConfig {
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 56);
+/// IPv6 networks: this node's pods, and all pods. An empty mask means none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Networks6 {
+    pub pod_net: Address6,
+    pub pod_mask: Address6,
+    pub cluster_net: Address6,
+    pub cluster_mask: Address6,
+}
+
+const _: () = {
+    assert!(size_of::<NodeConfig>() == 64);
+    assert!(size_of::<Networks6>() == 64);
+};

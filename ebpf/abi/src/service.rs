@@ -14,6 +14,8 @@
 //! run of slots is written before the head that points at it and reused only under another tag, so a
 //! reader that was paused between the two loads sees the difference and loads the head again.
 
+use crate::Address6;
+
 /// Slots that [`Head::first`] can address (24 bits).
 pub const MAX_SLOTS: u32 = 1 << 24;
 /// Backends that [`Head::count`] can hold (16 bits).
@@ -43,11 +45,26 @@ impl Scope {
     /// No address of a Service but of a backend that it had, and that is gone: packets of pods that still
     /// go there are led elsewhere or refused.
     pub const GONE: u8 = 2;
-    /// As `INSIDE`, where the address is an IPv6 one's [`crate::StandIn`]: packets never look there, lest one of
-    /// IPv4 be sent to such an address.
+    /// As `INSIDE` for IPv6, where addresses are there by their [`crate::StandIn`]. What is IPv4 never looks there, lest
+    /// it be sent to such an address; nor the other way round, so that each family has node ports of its own.
     pub const INSIDE6: u8 = 3;
     /// Packets that another node has handed on, because one of this node's backends is to answer the client.
     pub const HANDED: u8 = 4;
+    /// As `OUTSIDE` for IPv6.
+    pub const OUTSIDE6: u8 = 5;
+    /// As `GONE` for IPv6.
+    pub const GONE6: u8 = 6;
+
+    /// The scope of IPv6 that a scope of IPv4 has beside it, or itself.
+    #[inline(always)]
+    pub const fn six(scope: u8) -> u8 {
+        match scope {
+            Self::INSIDE => Self::INSIDE6,
+            Self::OUTSIDE => Self::OUTSIDE6,
+            Self::GONE => Self::GONE6,
+            other => other,
+        }
+    }
 }
 
 impl Frontend {
@@ -218,11 +235,20 @@ pub struct SourceKey {
     pub addr_be: u32,
 }
 
+/// The same for IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct SourceKey6 {
+    /// Index into SERVICES.
+    pub service: u32,
+    pub address: Address6,
+}
+
 /// A client of a Service with ClientIP affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct AffinityKey {
-    /// IPv4 address of a client at the uplink; cookie of the network namespace for one at the socket,
+    /// IPv4 address of a client at the uplink, or 63 bits of an IPv6 one's digest; cookie of the network namespace for one at the socket,
     /// whose address is not chosen yet when it connects. Cookies and addresses may not be equal by
     /// chance: an address has [`AffinityKey::ADDRESS`] set.
     pub client: u64,
@@ -256,6 +282,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 8);
     assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<SourceKey>() == 8);
+    assert!(size_of::<SourceKey6>() == 20);
     assert!(size_of::<Affinity>() == 24);
 };
 

@@ -67,6 +67,9 @@ pub(crate) fn begin<T: Tables>(
 ) -> Result<(Tuple, Reason), Reason> {
     // Else the verifier walks all of this once for each way that leads here.
     let start = &black_box(*start);
+    if tables.begins().is_err() {
+        return Err(Reason::FlowTableFull);
+    }
     let flow = Flow {
         forward: *tuple,
         last_ns: tables.now_ns(),

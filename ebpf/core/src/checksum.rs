@@ -29,6 +29,12 @@ pub const fn apply(field: u16, diff: u32) -> u16 {
     !fold(add(diff, !field as u32))
 }
 
+/// Sum of a run of bytes; `N` must be a multiple of 4.
+#[inline(always)]
+pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
+    diff_bytes(&[0xFF; N], bytes)
+}
+
 /// Difference between two runs of bytes; `N` must be a multiple of 4.
 #[inline(always)]
 pub fn diff_bytes<const N: usize>(from: &[u8; N], to: &[u8; N]) -> u32 {

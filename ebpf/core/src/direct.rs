@@ -17,16 +17,11 @@
 use pith_abi::{FlowState, HandedOn, Hook, Reason, Tuple, proto};
 
 use crate::{
-    Packet, Tables, Verdict, checksum,
+    Packet, Tables, Verdict,
     flow::{self, Direction},
-    fragment, icmp,
-    packet::{Header, L3, tcp},
+    fragment,
+    packet::{Header, tcp},
 };
-
-/// Flags and fragment offset in an IPv4 header; hop count, protocol and checksum follow.
-const FLAGS: u32 = L3 + 6;
-/// The bit of the flags that RFC 791 reserves, and that Linux does not look at.
-const MARK: u8 = 0x80;
 
 /// A packet that is handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,15 +29,6 @@ pub(crate) struct Hand {
     node_be: u32,
     marked: bool,
     reason: Reason,
-}
-
-/// Whether another node has handed a packet on that begins a flow.
-#[inline(always)]
-pub(crate) fn is_marked<P: Packet>(packet: &P) -> bool {
-    match packet.peek::<1>(FLAGS) {
-        Some([flags]) => flags & MARK != 0,
-        None => false,
-    }
 }
 
 /// A packet of a flow that is handed on.
@@ -82,7 +68,7 @@ pub(crate) fn begin<T: Tables>(tables: &T, tuple: &Tuple, node_be: u32) -> Resul
 /// Where an ICMP error goes that is about a reply of such a flow: the node that sent the reply has to hear of it.
 #[inline(always)]
 pub(crate) fn error<P: Packet, T: Tables>(packet: &P, tables: &T, header: &Header) -> Option<Hand> {
-    let reply = icmp::about(packet, header)?;
+    let reply = packet.inside(header)?;
     let node_be = tables.handed_on(&reply.reversed())?.node_be;
     Some(Hand { node_be, marked: false, reason: Reason::IcmpError })
 }
@@ -101,7 +87,7 @@ pub(crate) fn carry_out<P: Packet, T: Tables>(
     if fragment::lead_waiting(tables, header, 0, node_be, Hook::UPLINK_INGRESS) {
         return Verdict::Release(Reason::FragmentsReleased);
     }
-    match one_hop(packet, header, marked) {
+    match packet.hand_on(header, marked) {
         Some(()) => Verdict::HandOn(reason, node_be),
         None => Verdict::Drop(Reason::RewriteFailed),
     }
@@ -113,28 +99,8 @@ pub(crate) fn fragment<P: Packet>(packet: &mut P, header: &Header, node_be: u32)
     if header.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExceeded);
     }
-    match one_hop(packet, header, false) {
+    match packet.hand_on(header, false) {
         Some(()) => Verdict::HandOn(Reason::FragmentTranslated, node_be),
         None => Verdict::Drop(Reason::RewriteFailed),
     }
-}
-
-/// Counts the hop, and marks the packet where it begins a flow.
-#[inline(always)]
-fn one_hop<P: Packet>(packet: &mut P, header: &Header, marked: bool) -> Option<()> {
-    let [flags, offset] = packet.peek::<2>(FLAGS)?;
-    let now = flags | if marked { MARK } else { 0 };
-    let ttl = header.ttl.wrapping_sub(1);
-    let change = checksum::add(
-        checksum::diff(word(flags, offset), word(now, offset)),
-        checksum::diff(word(header.ttl, header.proto), word(ttl, header.proto)),
-    );
-    let sum = checksum::apply(header.checksum, change).to_ne_bytes();
-    packet.store(FLAGS, &[now, offset, ttl, header.proto, sum[0], sum[1]])
-}
-
-/// A 16-bit word of the header.
-#[inline(always)]
-fn word(first: u8, second: u8) -> u32 {
-    u32::from(u16::from_ne_bytes([first, second]))
 }

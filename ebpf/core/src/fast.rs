@@ -21,7 +21,7 @@
 use pith_abi::{FlowFlags, NodeClass, NodeConfig, Reason, Tuple, proto};
 
 use crate::{
-    Packet, Tables,
+    Bytes, Tables,
     flow::{self, Known},
     packet::{Header, L3, Transport},
     translate::translate,
@@ -65,7 +65,7 @@ pub trait Routes {
 
 /// A packet arrives at the uplink, from its Ethernet header on.
 #[inline(always)]
-pub fn forward<P: Packet, T: Tables, R: Routes>(packet: &mut P, tables: &T, routes: &R) -> Fast {
+pub fn forward<P: Bytes, T: Tables, R: Routes>(packet: &mut P, tables: &T, routes: &R) -> Fast {
     match find(packet, tables, routes) {
         None => Fast::Leave,
         Some(found) => {
@@ -91,7 +91,7 @@ struct Found {
 }
 
 #[inline(always)]
-fn find<P: Packet, T: Tables, R: Routes>(packet: &P, tables: &T, routes: &R) -> Option<Found> {
+fn find<P: Bytes, T: Tables, R: Routes>(packet: &P, tables: &T, routes: &R) -> Option<Found> {
     let node = tables.node()?;
     if packet.peek::<2>(ETHERTYPE)? != IPV4 {
         return None;

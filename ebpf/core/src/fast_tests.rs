@@ -8,7 +8,7 @@ use std::vec::Vec;
 use pith_abi::{FlowState, Frontend, NodeClass, NodeConfig, Reason, Tuple, proto};
 
 use crate::{
-    Packet, Verdict,
+    Bytes, Verdict,
     fast::{Fast, Leaving, Routes, forward},
     host::{Buffer, Memory, wire},
     packet::tcp::{ACK, FIN, RST, SYN},

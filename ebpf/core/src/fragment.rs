@@ -21,9 +21,8 @@
 use pith_abi::{Fragment, FragmentKey, Parked, Tuple};
 
 use crate::{
-    Packet, Tables, checksum,
+    Tables,
     packet::{Header, L3},
-    translate::{Hops, address},
 };
 
 /// How long a first piece and those that wait for one are known: as long as Linux keeps the pieces of a
@@ -39,6 +38,8 @@ pub fn key(header: &Header, hook: u8) -> FragmentKey {
         id_be: header.id_be,
         proto: header.proto,
         hook,
+        family: header.family,
+        zero: 0,
     }
 }
 
@@ -81,12 +82,4 @@ pub fn led<T: Tables>(tables: &T, key: &FragmentKey) -> Option<Fragment> {
 pub fn parked_length(header: &Header) -> Option<u32> {
     let length = u32::from(header.length) + L3;
     if length as usize <= Parked::BYTES { Some(length) } else { None }
-}
-
-/// Translates a piece other than the first.
-#[inline(always)]
-pub(crate) fn translate<P: Packet>(packet: &mut P, header: &Header, to: &Fragment, hops: Hops) -> Option<()> {
-    let addresses =
-        checksum::add(checksum::diff(header.src_be, to.src_be), checksum::diff(header.dst_be, to.dst_be));
-    address(packet, header, to.src_be, to.dst_be, addresses, hops)
 }

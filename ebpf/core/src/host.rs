@@ -8,11 +8,12 @@ use std::{
 };
 
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    HandedOn, Head, NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple,
+    Address6, Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
+    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, Service, SourceKey,
+    SourceKey6, StandIn, Tuple,
 };
 
-use crate::{Covered, NotAdded, Packet, Record, Tables, checksum};
+use crate::{Bytes, Covered, NotAdded, Record, Tables, checksum, six::Addresses};
 
 /// A packet from its Ethernet header on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl Buffer {
     }
 }
 
-impl Packet for Buffer {
+impl Bytes for Buffer {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.get(self.range(offset, N)?)?.try_into().ok()
     }
@@ -61,6 +62,10 @@ static CARRIES: std::sync::OnceLock<Vec<crate::crc::Carry>> = std::sync::OnceLoc
 #[derive(Debug, Default)]
 pub struct Memory {
     pub node: NodeConfig,
+    pub node6: NodeConfig,
+    pub networks: Networks6,
+    pub addresses: RefCell<HashMap<StandIn, Known6>>,
+    pub sources6: RefCell<Vec<(u8, SourceKey6)>>,
     pub node_classes: HashMap<u32, u32>,
     pub frontends: RefCell<HashMap<Frontend, FrontendTarget>>,
     pub services: RefCell<HashMap<u32, Service>>,
@@ -104,6 +109,7 @@ impl Memory {
             mac: [2, 0, 0, 0, 0, 9],
             zero: [0; 6],
             netns_cookie: 1,
+            seed: 0x5EED,
         };
         Self { node, node_classes: HashMap::from([(addr_be, NodeClass::OWN)]), ..Self::default() }
     }
@@ -272,6 +278,43 @@ impl Tables for Memory {
 
     fn netns_cookie(&self) -> u64 {
         self.cookie
+    }
+}
+
+impl Addresses for Memory {
+    fn node6(&self) -> Option<&NodeConfig> {
+        Some(&self.node6)
+    }
+
+    fn networks(&self) -> Option<&Networks6> {
+        Some(&self.networks)
+    }
+
+    fn seed(&self) -> u64 {
+        self.node.seed
+    }
+
+    fn known(&self, standin: StandIn) -> Option<Known6> {
+        self.addresses.borrow().get(&standin).copied()
+    }
+
+    fn keep(&self, standin: StandIn, known: &Known6) -> Result<(), NotAdded> {
+        self.addresses.borrow_mut().entry(standin).or_insert(*known);
+        Ok(())
+    }
+
+    fn touch(&self, standin: StandIn, used_ns: u64) {
+        if let Some(known) = self.addresses.borrow_mut().get_mut(&standin) {
+            known.used_ns = used_ns;
+        }
+    }
+
+    fn serves_source6(&self, service: u32, address: &Address6) -> bool {
+        self.sources6.borrow().iter().any(|(prefix, key)| {
+            let differ = u128::from_be_bytes(key.address.octets()) ^ u128::from_be_bytes(address.octets());
+            let mask = !u128::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0);
+            key.service == service && differ & mask == 0
+        })
     }
 }
 

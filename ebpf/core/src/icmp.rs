@@ -5,10 +5,10 @@
 //! forward packet after translation, and its sender knows it as the record's `forward`. Where R is in
 //! the forward index, I is a translated reply, and its sender knows it as the record's key.
 
-use pith_abi::{NodeConfig, Tuple, proto};
+use pith_abi::{NodeConfig, StandIn, Tuple, proto};
 
 use crate::{
-    Covered, Packet, Record, Tables, checksum,
+    Bytes, Covered, Packet, PseudoHeader, Record, Tables, checksum,
     packet::{Header, icmp_ports},
     translate::{Hops, address},
 };
@@ -25,10 +25,9 @@ pub struct IcmpError {
     /// Addresses of the error itself after translation.
     pub src_be: u32,
     pub dst_be: u32,
-    old: [u8; INSIDE],
     /// Tuple of the packet inside, now and after translation.
-    inside: Tuple,
-    known: Tuple,
+    pub inside: Tuple,
+    pub known: Tuple,
 }
 
 /// Reads an ICMP error; `None` when it is about no flow of ours.
@@ -39,39 +38,43 @@ pub fn parse<P: Packet, T: Tables>(
     header: &Header,
     node: &NodeConfig,
 ) -> Option<IcmpError> {
-    let (old, inside) = inside(packet, header)?;
+    let inside = packet.inside(header)?;
     let known = as_sent(tables, &inside)?;
     // The far end of the flow is shown under the address the sender knows it by; so is a hop on the way
     // that is one of our pods' gateways. Other hops speak for themselves.
     let src_be = if header.src_be == inside.dst_be {
         known.dst_be
-    } else if node.is_local_pod(header.src_be) {
+    } else if tables.is_local_pod(node, header.src_be) {
         node.addr_be
     } else {
         header.src_be
     };
-    Some(IcmpError { src_be, dst_be: known.src_be, old, inside, known })
+    Some(IcmpError { src_be, dst_be: known.src_be, inside, known })
 }
 
-/// The tuple of the packet that an ICMP error is about.
+/// The tuple of the packet inside an error of IPv4.
 #[inline(always)]
-pub(crate) fn about<P: Packet>(packet: &P, header: &Header) -> Option<Tuple> {
-    Some(inside(packet, header)?.1)
+pub(crate) fn inside<B: Bytes>(packet: &B, header: &Header) -> Option<Tuple> {
+    let tuple = tuple_inside(&packet.load::<INSIDE>(header.l4 + ICMP_HEADER)?)?;
+    // What has such an address is a flow of IPv6.
+    if StandIn::of(tuple.src_be).is_some() || StandIn::of(tuple.dst_be).is_some() {
+        return None;
+    }
+    Some(tuple)
 }
 
+/// Translates an error of IPv4 together with the packet inside it. `None` when the packet could not be written.
 #[inline(always)]
-fn inside<P: Packet>(packet: &P, header: &Header) -> Option<([u8; INSIDE], Tuple)> {
-    let bytes = packet.load::<INSIDE>(header.l4 + ICMP_HEADER)?;
-    let tuple = tuple_inside(&bytes)?;
-    Some((bytes, tuple))
-}
-
-/// Translates the error together with the packet inside it. `None` when the packet could not be written.
-#[inline(always)]
-pub fn translate<P: Packet>(packet: &mut P, header: &Header, error: &IcmpError, hops: Hops) -> Option<()> {
-    let new = rewritten(&error.old, &error.inside, &error.known);
-    let covered = Covered { pseudo_header: false, zero_is_none: false };
-    packet.update_l4_checksum(header.l4 + 2, checksum::diff_bytes(&error.old, &new), covered)?;
+pub(crate) fn translate<B: Bytes>(
+    packet: &mut B,
+    header: &Header,
+    error: &IcmpError,
+    hops: Hops,
+) -> Option<()> {
+    let old = packet.load::<INSIDE>(header.l4 + ICMP_HEADER)?;
+    let new = rewritten(&old, &error.inside, &error.known);
+    let covered = Covered { pseudo_header: PseudoHeader::None, zero_is_none: false };
+    packet.update_l4_checksum(header.l4 + 2, checksum::diff_bytes(&old, &new), covered)?;
     packet.store(header.l4 + ICMP_HEADER, &new)?;
     let addresses = checksum::add(
         checksum::diff(header.src_be, error.src_be),

@@ -1,9 +1,13 @@
 //! The packet logic: pure functions that the eBPF programs and host tests share.
 //!
 //! Everything that decides lives here, from the first header byte to the verdict. What it needs of its
-//! surroundings are two traits: [`Packet`] (bytes and checksums) and [`Tables`] (maps, clock, chance). In the
+//! surroundings are two traits: [`Bytes`] (a packet and its checksums) and [`Tables`] (maps, clock, chance). In the
 //! kernel they are a socket buffer and BPF maps, in tests a vector and hash tables, so the very code that
 //! the verifier accepts runs under proptest.
+//!
+//! What is decided is decided once for both families: an address is a number of 32 bits, an IPv4 address itself and an
+//! IPv6 address by its stand-in. [`Packet`] is what of a packet is a family's own: any [`Bytes`] are an IPv4 packet,
+//! [`six`] puts IPv6 over them.
 //!
 //! Invariant: nothing here panics, allocates, or loops without a constant bound.
 //!
@@ -54,9 +58,11 @@ pub mod model;
 pub mod packet;
 pub mod pods;
 pub mod select;
+pub mod six;
 pub mod socket;
 pub mod translate;
 pub mod uplink;
+mod v4;
 
 #[cfg(test)]
 mod direct_tests;
@@ -64,6 +70,8 @@ mod direct_tests;
 mod fast_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod six_tests;
 #[cfg(test)]
 mod socket_tests;
 #[cfg(test)]
@@ -74,8 +82,14 @@ use pith_abi::{
     HandedOn, NodeConfig, Reason, Service, Tuple,
 };
 
+use crate::{
+    icmp::IcmpError,
+    packet::{Header, Transport},
+    translate::Hops,
+};
+
 /// A packet that starts at its Ethernet header. Offsets are in bytes from there.
-pub trait Packet {
+pub trait Bytes {
     /// `None` beyond the packet's end.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
@@ -100,10 +114,40 @@ pub trait Packet {
 /// What changed below a transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Covered {
-    /// The change is in the pseudo header (addresses) and not in the segment itself.
-    pub pseudo_header: bool,
+    pub pseudo_header: PseudoHeader,
     /// A checksum of 0 means that there is none, and must stay (UDP, RFC 768).
     pub zero_is_none: bool,
+}
+
+/// Whether a change is in the pseudo header (addresses) and not in the segment itself, and in which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PseudoHeader {
+    None,
+    Ipv4,
+    /// Unlike IPv4's addresses these are in no other checksum, which those who have summed up the whole packet have to
+    /// know.
+    Ipv6,
+}
+
+/// What a family's packets have, as decisions need it. Addresses are 32 bits, see [`six`].
+pub trait Packet {
+    /// `None` when there is no complete header.
+    fn header(&self) -> Option<Header>;
+    /// `None` when the transport header is not complete.
+    fn transport(&self, header: &Header) -> Option<Transport>;
+    /// Turns a packet with tuple `from` into one with tuple `to`. `None` when the packet could not be
+    /// written; it may then be changed in part and must not go on.
+    fn translate(&mut self, header: &Header, from: &Tuple, to: &Tuple, hops: Hops) -> Option<()>;
+    /// The same for a piece other than the first, which has addresses only.
+    fn readdress(&mut self, header: &Header, src_be: u32, dst_be: u32, hops: Hops) -> Option<()>;
+    /// The tuple of the packet that an ICMP error is about.
+    fn inside(&self, header: &Header) -> Option<Tuple>;
+    /// Translates an ICMP error together with the packet inside it.
+    fn translate_error(&mut self, header: &Header, error: &IcmpError, hops: Hops) -> Option<()>;
+    /// Whether another node has handed it on, and it begins a flow.
+    fn is_handed_on(&self) -> bool;
+    /// Counts the hop of a packet that is handed on as it came, and marks it where it begins a flow.
+    fn hand_on(&mut self, header: &Header, begins: bool) -> Option<()>;
 }
 
 /// The maps and the two helpers that decisions depend on. All methods take `&self`: in the kernel every
@@ -114,6 +158,26 @@ pub trait Tables {
         Self: 'a;
 
     fn node(&self) -> Option<&NodeConfig>;
+    /// Whether an address is one of this node's pods'.
+    #[inline(always)]
+    fn is_local_pod(&self, node: &NodeConfig, addr_be: u32) -> bool {
+        node.is_local_pod(addr_be)
+    }
+    /// Whether an address is any pod's.
+    #[inline(always)]
+    fn is_pod(&self, node: &NodeConfig, addr_be: u32) -> bool {
+        node.is_pod(addr_be)
+    }
+    /// Whether an address is one that a host can answer from: group and broadcast addresses are nobody's.
+    #[inline(always)]
+    fn is_hosts(&self, addr_be: u32) -> bool {
+        addr_be.to_ne_bytes()[0] < 224
+    }
+    /// A number that is the same at every node for the same address.
+    #[inline(always)]
+    fn identity(&self, addr_be: u32) -> u64 {
+        addr_be.into()
+    }
     /// Bits of [`pith_abi::NodeClass`]; 0 for an address that is no node's.
     fn node_class(&self, addr_be: u32) -> u32;
 
@@ -129,6 +193,11 @@ pub trait Tables {
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
 
     fn flow(&self, key: &Tuple) -> Option<Self::Record<'_>>;
+    /// A flow is about to begin with the packet at hand.
+    #[inline(always)]
+    fn begins(&self) -> Result<(), NotAdded> {
+        Ok(())
+    }
     fn add_flow(&self, key: &Tuple, flow: &Flow) -> Result<(), NotAdded>;
     fn remove_flow(&self, key: &Tuple);
     fn forward(&self, forward: &Tuple) -> Option<Tuple>;

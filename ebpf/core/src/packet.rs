@@ -4,7 +4,7 @@ use core::hint::black_box;
 
 use pith_abi::{Tuple, proto};
 
-use crate::Packet;
+use crate::Bytes;
 
 /// Offset of the IPv4 header: the programs are attached to devices with Ethernet headers.
 pub const L3: u32 = 14;
@@ -23,23 +23,26 @@ pub mod tcp {
     }
 }
 
-/// An IPv4 header.
+/// What an IP header says; that of IPv6 with those that follow it ([`crate::six`]), addresses as numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     pub src_be: u32,
     pub dst_be: u32,
     pub proto: u8,
     pub ttl: u8,
-    /// The header's own checksum as it lies there.
+    /// The header's own checksum as it lies there; IPv6 has none.
     pub checksum: u16,
     /// A fragment other than the first: it has no transport header.
     pub later_fragment: bool,
     /// A fragment that others follow.
     pub more_fragments: bool,
-    pub id_be: u16,
+    /// IPv4 fills the first two bytes.
+    pub id_be: u32,
+    /// 4 or 6.
+    pub family: u8,
     /// Bytes of header and payload, as the header says.
     pub length: u16,
-    /// Offset of what follows the header.
+    /// Offset of the transport header.
     pub l4: u32,
 }
 
@@ -57,7 +60,7 @@ pub enum Transport {
 impl Header {
     /// `None` when this is no complete IPv4 header.
     #[inline(always)]
-    pub fn parse<P: Packet>(packet: &P) -> Option<Self> {
+    pub fn parse<P: Bytes>(packet: &P) -> Option<Self> {
         Self::from_bytes(&packet.peek::<20>(L3)?, L3)
     }
 
@@ -76,7 +79,8 @@ impl Header {
             checksum: u16::from_ne_bytes([bytes[10], bytes[11]]),
             later_fragment: (bytes[6] & 0x1F) | bytes[7] != 0,
             more_fragments: bytes[6] & 0x20 != 0,
-            id_be: u16::from_ne_bytes([bytes[4], bytes[5]]),
+            id_be: u32::from_ne_bytes([bytes[4], bytes[5], 0, 0]),
+            family: 4,
             length: u16::from_be_bytes([bytes[2], bytes[3]]),
             l4: offset + length,
         })
@@ -84,7 +88,7 @@ impl Header {
 
     /// `None` when the transport header is not complete.
     #[inline(always)]
-    pub fn transport<P: Packet>(&self, packet: &P) -> Option<Transport> {
+    pub fn transport<P: Bytes>(&self, packet: &P) -> Option<Transport> {
         match self.proto {
             proto::TCP => {
                 let bytes = packet.peek::<20>(self.l4)?;
@@ -111,7 +115,7 @@ impl Header {
     }
 
     #[inline(always)]
-    fn flow(&self, source: [u8; 2], destination: [u8; 2], tcp_flags: u8) -> Transport {
+    pub(crate) fn flow(&self, source: [u8; 2], destination: [u8; 2], tcp_flags: u8) -> Transport {
         let (sport, dport) = (u16::from_ne_bytes(source), u16::from_ne_bytes(destination));
         // Else the verifier walks all that follows once for each protocol.
         let [_, proto, tcp_flags, _] = black_box([0, self.proto, tcp_flags, 0]);

@@ -21,7 +21,7 @@ use crate::{
     flow, fragment, icmp,
     packet::{Header, Transport, tcp},
     select::{Client, Selection, select},
-    translate::{Hops, translate},
+    translate::Hops,
     uplink::{is_pong, no_port},
 };
 
@@ -41,7 +41,7 @@ enum Asked {
 #[inline(always)]
 pub fn from_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(node) = tables.node() else { return PASS };
-    let Some(header) = Header::parse(packet) else { return PASS };
+    let Some(header) = packet.header() else { return PASS };
     if node.addr_be == 0 {
         return PASS;
     }
@@ -49,15 +49,15 @@ pub fn from_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return later(packet, tables, &header, Hook::FROM_POD);
     }
     // Most packets by far, and none of them is translated at a link.
-    if node.is_pod(header.dst_be) && !tables.any_gone() {
+    if tables.is_pod(node, header.dst_be) && !tables.any_gone() {
         return PASS;
     }
-    let Some(Transport::Flow { tuple, tcp_flags }) = header.transport(packet) else { return PASS };
+    let Some(Transport::Flow { tuple, tcp_flags }) = packet.transport(&header) else { return PASS };
     let Some(asked) = asked(tables, node, &tuple) else { return PASS };
     match resolve(tables, node, &tuple, tcp_flags, asked) {
         Ok((to, reason)) => {
             fragment::lead(tables, &header, &to, Hook::FROM_POD);
-            match translate(packet, &header, &tuple, &to, Hops::Keep) {
+            match packet.translate(&header, &tuple, &to, Hops::Keep) {
                 Some(()) => Verdict::Pass(reason),
                 None => Verdict::Drop(Reason::RewriteFailed),
             }
@@ -73,20 +73,20 @@ pub fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return PASS;
     }
     let Some(node) = tables.node() else { return PASS };
-    let Some(header) = Header::parse(packet) else { return PASS };
+    let Some(header) = packet.header() else { return PASS };
     if header.later_fragment {
         return later(packet, tables, &header, Hook::TO_POD);
     }
-    let done = match header.transport(packet) {
+    let done = match packet.transport(&header) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
             let Some(forward) = flow::reply(tables, &tuple, tcp_flags) else { return PASS };
             let to = forward.reversed();
             fragment::lead(tables, &header, &to, Hook::TO_POD);
-            translate(packet, &header, &tuple, &to, Hops::Keep).map(|()| Reason::FlowReply)
+            packet.translate(&header, &tuple, &to, Hops::Keep).map(|()| Reason::FlowReply)
         }
         Some(Transport::IcmpError) => {
             let Some(error) = icmp::parse(packet, tables, &header, node) else { return PASS };
-            icmp::translate(packet, &header, &error, Hops::Keep).map(|()| Reason::IcmpError)
+            packet.translate_error(&header, &error, Hops::Keep).map(|()| Reason::IcmpError)
         }
         Some(Transport::Other) | None => return PASS,
     };
@@ -99,7 +99,7 @@ pub fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 #[inline(always)]
 fn later<P: Packet, T: Tables>(packet: &mut P, tables: &T, header: &Header, hook: u8) -> Verdict {
     let Some(to) = fragment::led(tables, &fragment::key(header, hook)) else { return PASS };
-    match fragment::translate(packet, header, &to, Hops::Keep) {
+    match packet.readdress(header, to.src_be, to.dst_be, Hops::Keep) {
         Some(()) => Verdict::Pass(Reason::FragmentTranslated),
         None => Verdict::Drop(Reason::RewriteFailed),
     }
@@ -108,7 +108,7 @@ fn later<P: Packet, T: Tables>(packet: &mut P, tables: &T, header: &Header, hook
 #[inline(always)]
 fn asked<T: Tables>(tables: &T, node: &NodeConfig, tuple: &Tuple) -> Option<Asked> {
     let place = Frontend::new(tuple.dst_be, tuple.dport_be, tuple.proto);
-    if node.is_pod(tuple.dst_be) {
+    if tables.is_pod(node, tuple.dst_be) {
         let gone = place.scoped(Scope::GONE);
         return tables.frontend(&gone)?.service(&gone).map(Asked::Gone);
     }
@@ -191,7 +191,7 @@ fn first_packet<T: Tables>(
     };
     let reason = match asked {
         Asked::Gone(_) => Reason::Resteered,
-        _ if node.is_local_pod(addr_be) => Reason::ServiceLocal,
+        _ if tables.is_local_pod(node, addr_be) => Reason::ServiceLocal,
         _ => Reason::ServiceRemote,
     };
     Ok(Start { addr_be, service, word: 0, source, flags, reason, port_be })

@@ -50,7 +50,7 @@ impl Client {
     fn key<T: Tables>(self, tables: &T) -> u64 {
         match self {
             Self::Socket => tables.netns_cookie(),
-            Self::Sender(addr_be, _) => AffinityKey::ADDRESS | addr_be as u64,
+            Self::Sender(addr_be, _) => AffinityKey::ADDRESS | tables.identity(addr_be),
         }
     }
 

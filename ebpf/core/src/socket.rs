@@ -40,7 +40,7 @@ pub fn service_at<T: Tables>(tables: &T, place: Place, proto: u8) -> Option<u32>
     if !is_node(tables, place.addr_be) {
         return None;
     }
-    let node_port = Frontend::node_port(place.port_be, proto);
+    let node_port = Frontend::node_port(place.port_be, proto).scoped(scope);
     tables.frontend(&node_port)?.service(&node_port)
 }
 

@@ -3,7 +3,7 @@
 use pith_abi::{Tuple, proto};
 
 use crate::{
-    Covered, Packet, checksum, crc,
+    Bytes, Covered, PseudoHeader, checksum, crc,
     packet::{Header, L3},
 };
 
@@ -23,7 +23,7 @@ pub enum Hops {
 /// Turns a packet with tuple `from` into one with tuple `to`. `None` when the packet could not be
 /// written; it may then be changed in part and must not go on.
 #[inline(always)]
-pub fn translate<P: Packet>(
+pub fn translate<P: Bytes>(
     packet: &mut P,
     header: &Header,
     from: &Tuple,
@@ -39,24 +39,22 @@ pub fn translate<P: Packet>(
     if from.proto == proto::ICMP {
         packet.store(L3 + TTL, &network)?;
         // The identifier of an echo message stands in one of the ports, the other is 0.
-        let covered = Covered { pseudo_header: false, zero_is_none: false };
+        let covered = Covered { pseudo_header: PseudoHeader::None, zero_is_none: false };
         packet.update_l4_checksum(header.l4 + 2, ports, covered)?;
         return packet.store(header.l4 + 4, &(to.sport_be | to.dport_be).to_ne_bytes());
     }
     if from.proto == proto::SCTP {
         packet.store(L3 + TTL, &network)?;
-        // It covers no addresses, and lies in the first of the pieces only where there is but one.
-        let length = header.length.wrapping_sub((header.l4 - L3) as u16);
-        let carry = packet.crc_carry(u32::from(length / 4))?;
-        let change = crc::diff(ports_bytes(from), ports_bytes(to), carry);
-        let sum = u32::from_le_bytes(packet.load::<4>(header.l4 + 8)?) ^ change;
-        packet.store(header.l4 + 8, &sum.to_le_bytes())?;
-        return packet.store(header.l4, &ports_bytes(to));
+        return sctp(packet, header, from, to);
     }
     let zero_is_none = from.proto == proto::UDP;
     let field = header.l4 + if zero_is_none { 6 } else { 16 };
-    packet.update_l4_checksum(field, addresses, Covered { pseudo_header: true, zero_is_none })?;
-    packet.update_l4_checksum(field, ports, Covered { pseudo_header: false, zero_is_none })?;
+    packet.update_l4_checksum(
+        field,
+        addresses,
+        Covered { pseudo_header: PseudoHeader::Ipv4, zero_is_none },
+    )?;
+    packet.update_l4_checksum(field, ports, Covered { pseudo_header: PseudoHeader::None, zero_is_none })?;
     // Without options the ports follow the addresses, and one call of the kernel's less is a tenth of all that a
     // packet costs.
     if header.l4 == L3 + TTL + 12 {
@@ -66,9 +64,21 @@ pub fn translate<P: Packet>(
     packet.store(header.l4, &ports_bytes(to))
 }
 
+/// The ports of SCTP and its checksum, which covers no addresses, and lies in the first of the pieces only where there
+/// is but one.
+#[inline(always)]
+pub(crate) fn sctp<P: Bytes>(packet: &mut P, header: &Header, from: &Tuple, to: &Tuple) -> Option<()> {
+    let length = header.length.wrapping_sub((header.l4 - L3) as u16);
+    let carry = packet.crc_carry(u32::from(length / 4))?;
+    let change = crc::diff(ports_bytes(from), ports_bytes(to), carry);
+    let sum = u32::from_le_bytes(packet.load::<4>(header.l4 + 8)?) ^ change;
+    packet.store(header.l4 + 8, &sum.to_le_bytes())?;
+    packet.store(header.l4, &ports_bytes(to))
+}
+
 /// Writes what [`network`] gives.
 #[inline(always)]
-pub(crate) fn address<P: Packet>(
+pub(crate) fn address<P: Bytes>(
     packet: &mut P,
     header: &Header,
     src_be: u32,
@@ -107,7 +117,8 @@ fn ports_bytes(tuple: &Tuple) -> [u8; 4] {
     [sport[0], sport[1], dport[0], dport[1]]
 }
 
+/// Both as they lie in a packet.
 #[inline(always)]
-fn ports(tuple: &Tuple) -> u32 {
+pub(crate) fn ports(tuple: &Tuple) -> u32 {
     u32::from_ne_bytes(ports_bytes(tuple))
 }

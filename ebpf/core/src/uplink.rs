@@ -30,14 +30,14 @@ use crate::{
     direct, flow, fragment, icmp,
     packet::{Header, Transport, tcp},
     select::{Client, Selection, select},
-    translate::{Hops, translate},
+    translate::Hops,
 };
 
 /// A packet arrives at the uplink.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(node) = tables.node() else { return Verdict::Pass(Reason::UplinkPass) };
-    let Some(header) = Header::parse(packet) else { return Verdict::Pass(Reason::UplinkMalformed) };
+    let Some(header) = packet.header() else { return Verdict::Pass(Reason::UplinkMalformed) };
     if node.addr_be == 0 {
         return Verdict::Pass(Reason::UplinkPass);
     }
@@ -51,7 +51,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if header.later_fragment {
         return ingress_fragment(packet, tables, node, &header);
     }
-    let done = match header.transport(packet) {
+    let done = match packet.transport(&header) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
             ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, class)
         }
@@ -92,7 +92,7 @@ fn ingress_flow<P: Packet, T: Tables>(
             if fragment::lead_waiting(tables, header, to.src_be, to.dst_be, Hook::UPLINK_INGRESS) {
                 return Ok(Verdict::Release(Reason::FragmentsReleased));
             }
-            match translate(packet, header, tuple, &to, way.hops()) {
+            match packet.translate(header, tuple, &to, way.hops()) {
                 None => Verdict::Drop(Reason::RewriteFailed),
                 Some(()) => way.verdict(reason),
             }
@@ -136,7 +136,7 @@ fn resolve_ingress<P: Packet, T: Tables>(
     if direct && let Some(hand) = direct::known(tables, tuple, tcp_flags) {
         return Ok(Goes::HandedOn(hand));
     }
-    let handed = direct && (class & NodeClass::OTHER != 0 || direct::is_marked(packet));
+    let handed = direct && (class & NodeClass::OTHER != 0 || packet.is_handed_on());
     match first_packet(tables, node, tuple, tcp_flags, class, handed)? {
         First::Start(start) => {
             let (to, reason) = begin(tables, node, tuple, &start)?;
@@ -270,7 +270,7 @@ fn ingress_fragment<P: Packet, T: Tables>(
     if way.is_hop() && header.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExceeded);
     }
-    match fragment::translate(packet, header, &to, way.hops()) {
+    match packet.readdress(header, to.src_be, to.dst_be, way.hops()) {
         None => Verdict::Drop(Reason::RewriteFailed),
         Some(()) => way.verdict(Reason::FragmentTranslated),
     }
@@ -295,7 +295,7 @@ fn ingress_error<P: Packet, T: Tables>(
     if way.is_hop() && header.ttl <= 1 {
         return Ok(Verdict::Drop(Reason::TtlExceeded));
     }
-    Ok(match icmp::translate(packet, header, &error, way.hops()) {
+    Ok(match packet.translate_error(header, &error, way.hops()) {
         None => Verdict::Drop(Reason::RewriteFailed),
         Some(()) => way.verdict(Reason::IcmpError),
     })
@@ -305,8 +305,8 @@ fn ingress_error<P: Packet, T: Tables>(
 #[inline(always)]
 pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(node) = tables.node() else { return Verdict::Pass(Reason::UplinkPass) };
-    let Some(header) = Header::parse(packet) else { return Verdict::Pass(Reason::UplinkMalformed) };
-    let from_pod = node.is_local_pod(header.src_be);
+    let Some(header) = packet.header() else { return Verdict::Pass(Reason::UplinkMalformed) };
+    let from_pod = tables.is_local_pod(node, header.src_be);
     if node.addr_be == 0 || !(from_pod || is_own(tables, node, header.src_be)) {
         return Verdict::Pass(Reason::UplinkPass);
     }
@@ -317,17 +317,17 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         let Some(to) = fragment::led(tables, &fragment::key(&header, Hook::UPLINK_EGRESS)) else {
             return left(Reason::UplinkFragment);
         };
-        return match fragment::translate(packet, &header, &to, Hops::Keep) {
+        return match packet.readdress(&header, to.src_be, to.dst_be, Hops::Keep) {
             Some(()) => Verdict::Pass(Reason::FragmentTranslated),
             None => Verdict::Drop(Reason::RewriteFailed),
         };
     }
-    match header.transport(packet) {
+    match packet.transport(&header) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
             match resolve_egress(tables, node, &tuple, tcp_flags, outside) {
                 Ok((to, reason)) => {
                     fragment::lead(tables, &header, &to, Hook::UPLINK_EGRESS);
-                    match translate(packet, &header, &tuple, &to, Hops::Keep) {
+                    match packet.translate(&header, &tuple, &to, Hops::Keep) {
                         Some(()) => Verdict::Pass(reason),
                         None => Verdict::Drop(Reason::RewriteFailed),
                     }
@@ -336,7 +336,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             }
         }
         Some(Transport::IcmpError) => match icmp::parse(packet, tables, &header, node) {
-            Some(error) => match icmp::translate(packet, &header, &error, Hops::Keep) {
+            Some(error) => match packet.translate_error(&header, &error, Hops::Keep) {
                 Some(()) => Verdict::Pass(Reason::IcmpError),
                 None => Verdict::Drop(Reason::RewriteFailed),
             },
@@ -411,7 +411,7 @@ pub(crate) enum Way {
 impl Way {
     #[inline(always)]
     pub(crate) fn to<T: Tables>(tables: &T, node: &NodeConfig, dst_be: u32) -> Self {
-        if node.is_local_pod(dst_be) {
+        if tables.is_local_pod(node, dst_be) {
             return if node.inner == 0 { Self::Stack } else { Self::Inner };
         }
         if is_own(tables, node, dst_be) { Self::Stack } else { Self::Uplink }
@@ -446,14 +446,14 @@ fn is_own<T: Tables>(tables: &T, node: &NodeConfig, addr_be: u32) -> bool {
 /// Whether a packet to an address is for this node or one of its pods.
 #[inline(always)]
 fn stays_here<T: Tables>(tables: &T, node: &NodeConfig, addr_be: u32) -> bool {
-    node.is_local_pod(addr_be) || is_own(tables, node, addr_be)
+    tables.is_local_pod(node, addr_be) || is_own(tables, node, addr_be)
 }
 
 /// Whether pods reach an address under the node's. Group and broadcast addresses are nobody's to answer.
 #[inline(always)]
 fn is_outside<T: Tables>(tables: &T, node: &NodeConfig, addr_be: u32) -> bool {
     node.flags & NodeFlags::MASQUERADE != 0
-        && !node.is_pod(addr_be)
-        && addr_be.to_ne_bytes()[0] < 224
+        && !tables.is_pod(node, addr_be)
+        && tables.is_hosts(addr_be)
         && tables.node_class(addr_be) & (NodeClass::OWN | NodeClass::OTHER) == 0
 }

@@ -2,9 +2,12 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use pith_abi::{Address6, StandIn};
-use pith_core::socket::Place;
+use pith_core::{
+    six::{self, Addresses},
+    socket::Place,
+};
 
-use crate::maps::{ADDRESSES, STANDINS};
+use crate::maps::Maps;
 
 /// First words of an IPv4 address in IPv6 form, `::ffff:a.b.c.d` (RFC 4291).
 const MAPPED: [u32; 3] = [0, 0, 0xFFFFu32.to_be()];
@@ -48,7 +51,9 @@ impl Form for V6 {
         };
         let addr_be = match address {
             [a, b, c, last] if [a, b, c] == MAPPED => own(last),
-            words_be => stand_in(Address6 { words_be }).addr_be,
+            words_be => {
+                six::stand_in(&Maps::PACKET, &Address6 { words_be }).unwrap_or(StandIn::UNKNOWN).addr_be
+            }
         };
         Place { addr_be, port_be: port as u16 }
     }
@@ -57,8 +62,8 @@ impl Form for V6 {
     fn set(&self, ctx: &SockAddrContext, place: Place) {
         let words = match StandIn::of(place.addr_be) {
             None => [MAPPED[0], MAPPED[1], MAPPED[2], place.addr_be],
-            Some(standin) => match address(standin) {
-                Some(address) => address.words_be,
+            Some(standin) => match Maps::PACKET.known(standin) {
+                Some(known) => known.address.words_be,
                 None => return,
             },
         };
@@ -71,23 +76,6 @@ impl Form for V6 {
             (*ctx.sock_addr).user_port = place.port_be.into();
         }
     }
-}
-
-#[inline(always)]
-fn stand_in(asked: Address6) -> StandIn {
-    // SAFETY: the element stays mapped, and it is one word.
-    let standin = STANDINS.get_ptr(asked).map(|standin| unsafe { *standin });
-    // The kernel may hand the memory of a removed element to a new one meanwhile (see `Frontend::check`).
-    match standin {
-        Some(standin) if address(standin) == Some(asked) => standin,
-        _ => StandIn::UNKNOWN,
-    }
-}
-
-#[inline(always)]
-fn address(standin: StandIn) -> Option<Address6> {
-    // SAFETY: array elements are never freed, and this one is not written as long as anything leads to it.
-    ADDRESSES.get_ptr(standin.index()).map(|address| unsafe { *address })
 }
 
 /// Whoever asks for a stand-in itself asks for nothing that is known.

@@ -8,6 +8,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "an atomic comparing exchange")]
 
+mod family;
 mod form;
 mod maps;
 mod packet;

@@ -10,12 +10,13 @@ use aya_ebpf::{
 };
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Connected, Flow, FlowState, Fragment, FragmentKey,
-    Frontend, FrontendTarget, HandedOn, NodeClass, NodeConfig, Parked, ParkedKey, Peers, REASON_COUNT, Reason, Service,
-    SourceKey, StandIn, Tuple, default_limit,
+    Frontend, FrontendTarget, HandedOn, Known6, Networks6, NodeClass, NodeConfig, Parked, ParkedKey, Peers,
+    REASON_COUNT, Reason, Service, SourceKey, SourceKey6, StandIn, Tuple, default_limit,
 };
 use pith_core::{
     NotAdded, Record, Tables,
     crc::{CARRIES, Carry},
+    six::Addresses,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -34,10 +35,8 @@ pub(crate) static CONNECTED: Array<Connected, { default_limit::SOCKETS as usize 
 #[btf_map]
 pub(crate) static PEERS: SkStorage<Peers> = SkStorage::new();
 #[btf_map]
-pub(crate) static STANDINS: HashMap<Address6, StandIn, { default_limit::ADDRESSES as usize }, NO_PREALLOC> =
+static ADDRESSES: HashMap<StandIn, Known6, { (default_limit::ADDRESSES + default_limit::FLOWS) as usize }, NO_PREALLOC> =
     HashMap::new();
-#[btf_map]
-pub(crate) static ADDRESSES: Array<Address6, { default_limit::ADDRESSES as usize }> = Array::new();
 #[btf_map]
 static FLOWS: HashMap<Tuple, Flow, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -46,6 +45,8 @@ static FORWARD: HashMap<Tuple, Tuple, { default_limit::FLOWS as usize }, NO_PREA
 static HANDED_ON: HashMap<Tuple, HandedOn, { default_limit::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
+#[btf_map]
+static SOURCES6: LpmTrie<SourceKey6, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { default_limit::FRAGMENTS as usize }> =
     LruHashMap::new();
@@ -62,7 +63,9 @@ static AT_PODS: Array<u64, { AtPods::WORDS as usize }> = Array::new();
 #[btf_map]
 static NODES: HashMap<u32, NodeClass, { default_limit::NODES as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-static NODE: Array<NodeConfig, 1> = Array::new();
+static NODE: Array<NodeConfig, 2> = Array::new();
+#[btf_map]
+static NODE6: Array<Networks6, 1> = Array::new();
 /// Connections that sockets made, by Service.
 #[btf_map]
 static CONNECTIONS: PerCpuArray<u64, { default_limit::SERVICES as usize }> = PerCpuArray::new();
@@ -137,7 +140,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn node(&self) -> Option<&NodeConfig> {
-        NODE.get(0)
+        NODE.get(NodeConfig::IPV4)
     }
 
     #[inline(always)]
@@ -303,4 +306,49 @@ impl Tables for Maps {
 fn not_added(errno: i32) -> NotAdded {
     const EEXIST: i32 = 17;
     if errno == -EEXIST { NotAdded::Exists } else { NotAdded::Full }
+}
+
+impl Addresses for Maps {
+    #[inline(always)]
+    fn node6(&self) -> Option<&NodeConfig> {
+        NODE.get(NodeConfig::IPV6)
+    }
+
+    #[inline(always)]
+    fn networks(&self) -> Option<&Networks6> {
+        NODE6.get(0)
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        self.node().map_or(0, |node| node.seed)
+    }
+
+    #[inline(always)]
+    fn known(&self, standin: StandIn) -> Option<Known6> {
+        // SAFETY: the element stays mapped while the program runs. Its address is written once; it may be another's only
+        // minutes after nothing has led here.
+        ADDRESSES.get_ptr(&standin).map(|known| unsafe { *known })
+    }
+
+    #[inline(always)]
+    fn keep(&self, standin: StandIn, known: &Known6) -> Result<(), NotAdded> {
+        match ADDRESSES.insert(&standin, known, BPF_NOEXIST.into()).map_err(not_added) {
+            Err(NotAdded::Exists) => Ok(()),
+            other => other,
+        }
+    }
+
+    #[inline(always)]
+    fn touch(&self, standin: StandIn, used_ns: u64) {
+        if let Some(known) = ADDRESSES.get_ptr_mut(&standin) {
+            // SAFETY: as above; one word, so it is written whole.
+            unsafe { ptr::write_volatile(&raw mut (*known).used_ns, used_ns) };
+        }
+    }
+
+    #[inline(always)]
+    fn serves_source6(&self, service: u32, address: &Address6) -> bool {
+        SOURCES6.get(&lpm_trie::Key::new(160, SourceKey6 { service, address: *address })).is_some()
+    }
 }

@@ -4,9 +4,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
 };
-use pith_core::{Covered, Packet, crc::Carry};
+use pith_core::{Bytes, Covered, PseudoHeader, crc::Carry};
 
 use crate::maps::CARRY;
 
@@ -16,7 +16,7 @@ const BEHIND_IPV4: u32 = 14 + 60;
 /// A packet in the hands of a classifier.
 pub(crate) struct SocketBuffer(pub(crate) *mut __sk_buff);
 
-impl Packet for SocketBuffer {
+impl Bytes for SocketBuffer {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -62,11 +62,18 @@ impl Packet for SocketBuffer {
 
     #[inline(always)]
     fn update_l4_checksum(&mut self, offset: u32, diff: u32, covered: Covered) -> Option<()> {
-        let pseudo = if covered.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        let addresses = !matches!(covered.pseudo_header, PseudoHeader::None);
+        let pseudo = if addresses { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
         let zero = if covered.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         // SAFETY: the context is the one the kernel gave; size 0, in the low bits of the flags, means that
         // `to` is a difference.
         let failed = unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(diff), pseudo | zero) };
+        if matches!(covered.pseudo_header, PseudoHeader::Ipv6) {
+            // Where a network card has summed up the whole packet (CHECKSUM_COMPLETE) the helper has taken the difference
+            // off that sum, in which IPv4's header checksum makes up for it, and here nothing does. Fails where there is
+            // no such sum. SAFETY: the context is the one the kernel gave.
+            unsafe { bpf_csum_update(self.0, diff) };
+        }
         (failed == 0).then_some(())
     }
 }

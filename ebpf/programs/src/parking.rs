@@ -10,17 +10,17 @@ use aya_ebpf::{
     },
 };
 use pith_abi::{FragmentKey, Hook, Parked, ParkedKey};
-use pith_core::{Tables, fragment, packet::Header};
+use pith_core::{Tables, fragment};
 
 use crate::{
+    family::Family,
     maps::{Maps, PARKED, PARKING},
-    packet::SocketBuffer,
 };
 
 /// Keeps a piece until its first comes. What cannot be kept is lost, as pieces may be.
 #[inline(always)]
-pub(crate) fn park(skb: *mut __sk_buff) {
-    let Some(header) = Header::parse(&SocketBuffer(skb)) else { return };
+pub(crate) fn park<F: Family>(skb: *mut __sk_buff) {
+    let Some(header) = F::header(skb) else { return };
     let Some(place) = PARKING.get_ptr_mut(0) else { return };
     let Some(length) = fragment::parked_length(&header).and_then(bounded) else { return };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses while a program runs here; it has
@@ -50,8 +50,8 @@ pub(crate) fn park(skb: *mut __sk_buff) {
 
 /// Sends a first piece round again, and those behind it that have waited.
 #[inline(always)]
-pub(crate) fn release(skb: *mut __sk_buff) {
-    let Some(header) = Header::parse(&SocketBuffer(skb)) else { return };
+pub(crate) fn release<F: Family>(skb: *mut __sk_buff) {
+    let Some(header) = F::header(skb) else { return };
     again(skb);
     send_parked(skb, &fragment::key(&header, Hook::UPLINK_INGRESS));
 }

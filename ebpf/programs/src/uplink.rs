@@ -9,52 +9,89 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use pith_abi::{NodeConfig, Reason};
-use pith_core::{Tables, Verdict, announce, uplink};
+use pith_core::{Tables, Verdict, announce};
 
 use crate::{
+    family::{Family, Ipv4, Ipv6},
     maps::{Maps, count},
     packet::SocketBuffer,
     parking,
 };
 
-/// `ETH_P_IP` and `ETH_P_ARP` as they lie in a packet.
-const IPV4: u32 = 0x0800u16.to_be() as u32;
+/// `ETH_P_IP`, `ETH_P_IPV6` and `ETH_P_ARP` as they lie in a packet.
+pub(crate) const IPV4: u32 = 0x0800u16.to_be() as u32;
+pub(crate) const IPV6: u32 = 0x86DDu16.to_be() as u32;
 const ARP: u32 = 0x0806u16.to_be() as u32;
 
 const AF_INET: u32 = 2;
 
-// A function of its own would bring a symbol whose name tells the folder that it was built in.
+// Functions of their own would bring symbols whose names tell the folder that they were built in.
 #[classifier]
 #[inline(always)]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: the context is the one the kernel gave.
-    let verdict = match unsafe { (*skb).protocol } {
-        IPV4 => uplink::ingress(&mut SocketBuffer(skb), &Maps::PACKET),
-        ARP => announce::arp(&mut SocketBuffer(skb), &Maps::PACKET),
-        _ => NOT_IPV4,
-    };
-    carry_out(skb, verdict)
+    ingress(ctx.skb.skb)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let verdict = if is_ipv4(skb) { uplink::egress(&mut SocketBuffer(skb), &Maps::PACKET) } else { NOT_IPV4 };
-    carry_out(skb, verdict)
+    egress(ctx.skb.skb)
 }
 
-pub(crate) const NOT_IPV4: Verdict = Verdict::Pass(Reason::UplinkNotIpv4);
+/// Of a node that has IPv6 too.
+#[classifier]
+#[inline(always)]
+pub fn ingress_dual(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is the one the kernel gave.
+    match unsafe { (*skb).protocol } {
+        IPV6 => carry_out::<Ipv6>(skb, Ipv6::ingress(skb)),
+        _ => ingress(skb),
+    }
+}
+
+#[classifier]
+#[inline(always)]
+pub fn egress_dual(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is the one the kernel gave.
+    match unsafe { (*skb).protocol } {
+        IPV6 => carry_out::<Ipv6>(skb, Ipv6::egress(skb)),
+        _ => egress(skb),
+    }
+}
 
 #[inline(always)]
-pub(crate) fn is_ipv4(skb: *mut __sk_buff) -> bool {
+fn ingress(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the one the kernel gave.
-    unsafe { (*skb).protocol == IPV4 }
+    let verdict = match unsafe { (*skb).protocol } {
+        IPV4 => Ipv4::ingress(skb),
+        ARP => announce::arp(&mut SocketBuffer(skb), &Maps::PACKET),
+        _ => NOT_IP,
+    };
+    carry_out::<Ipv4>(skb, verdict)
+}
+
+#[inline(always)]
+fn egress(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the context is the one the kernel gave.
+    if unsafe { (*skb).protocol } != IPV4 {
+        return not_ip();
+    }
+    carry_out::<Ipv4>(skb, Ipv4::egress(skb))
+}
+
+const NOT_IP: Verdict = Verdict::Pass(Reason::UplinkNotIpv4);
+
+#[inline(always)]
+pub(crate) fn not_ip() -> i32 {
+    count(NOT_IP.reason());
+    tcx_action_base::TCX_NEXT
 }
 
 /// Passing means that programs of others on the same hook have their turn too.
 #[inline(always)]
-pub(crate) fn carry_out(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
+pub(crate) fn carry_out<F: Family>(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
     count(verdict.reason());
     match verdict {
         Verdict::Pass(_) => tcx_action_base::TCX_NEXT,
@@ -65,11 +102,11 @@ pub(crate) fn carry_out(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
         // SAFETY: the context is the one the kernel gave; the helper takes numbers.
         Verdict::Return(_) => unsafe { bpf_redirect((*skb).ifindex, 0) as i32 },
         Verdict::Park(_) => {
-            parking::park(skb);
+            parking::park::<F>(skb);
             tcx_action_base::TCX_DROP
         }
         Verdict::Release(_) => {
-            parking::release(skb);
+            parking::release::<F>(skb);
             tcx_action_base::TCX_DROP
         }
     }

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use pith_abi::NodeConfig;
 use pith_core::{
-    Covered, Packet, checksum,
+    Bytes, Covered, checksum,
     crc::Carry,
     fast::{self, Fast, Leaving, Routes},
 };
@@ -53,7 +53,7 @@ impl Frame {
     }
 }
 
-impl Packet for Frame {
+impl Bytes for Frame {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let place = self.place::<N>(offset)?;

@@ -1,8 +1,9 @@
 //! The datapath of one node: what is attached where, and what its programs know of the node.
 
 use std::{
+    collections::HashSet,
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,7 +15,10 @@ use aya::{
     pin::PinError as AyaPinError,
     programs::{ProgramError, TcAttachType},
 };
-use pith_abi::{NodeClass, NodeConfig, NodeFlags, Reason, default_limit, map_name};
+use ipnet::Ipv6Net;
+use pith_abi::{
+    Address6, Networks6, NodeClass, NodeConfig, NodeFlags, Reason, StandIn, default_limit, map_name,
+};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -27,7 +31,9 @@ use crate::{
     loaded::{Loaded, interface_index},
     maps::{MapAccess, Maps, ServiceMaps},
     metrics::Metrics,
+    neighbors::Neighbors,
     pods::{self, PodLinks},
+    service::ipv4,
     xdp::{NoXdp, Xdp},
 };
 
@@ -47,11 +53,16 @@ const CGROUP_PROGRAMS: [&str; 9] = [
 ];
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
+/// What takes their place at a node that has IPv6, and is known by their links.
+const INGRESS_DUAL: &str = "ingress_dual";
+const EGRESS_DUAL: &str = "egress_dual";
 /// Before the first of them.
 pub(crate) const UPLINK_XDP: &str = "uplink_xdp";
 /// At each pod's link.
 pub(crate) const FROM_POD: &str = "from_pod";
 pub(crate) const TO_POD: &str = "to_pod";
+pub(crate) const FROM_POD_DUAL: &str = "from_pod_dual";
+pub(crate) const TO_POD_DUAL: &str = "to_pod_dual";
 
 /// Source ports that translated flows are given: below the range from which Linux gives its own
 /// connections theirs (32768–60999) and below that of node ports (30000–32767).
@@ -69,6 +80,10 @@ pub struct Config {
     /// Addresses of all pods. Pods reach anything else under the node's address; without it they are not
     /// masqueraded at all.
     pub cluster_cidr: Option<Cidr>,
+    /// The same in IPv6.
+    pub cluster_cidr6: Option<Ipv6Net>,
+    /// Whether packets of IPv6 are looked at: the node has such an address.
+    pub dual: bool,
     pub snat_ports: RangeInclusive<u16>,
     /// How the names of pods' interfaces begin, at the node's end; without it there are no programs at them.
     pub pod_interfaces: Option<String>,
@@ -82,6 +97,8 @@ impl Config {
             cgroup: cgroup.into(),
             limits: Limits::default(),
             cluster_cidr: None,
+            cluster_cidr6: None,
+            dual: false,
             snat_ports: DEFAULT_SNAT_PORTS,
             pod_interfaces: None,
             xdp: Xdp::default(),
@@ -119,8 +136,9 @@ impl Limits {
             (map_name::HANDED_ON, self.flows),
             (map_name::NODES, self.nodes),
             (map_name::SOURCES, self.sources),
-            (map_name::STANDINS, self.addresses),
-            (map_name::ADDRESSES, self.addresses),
+            (map_name::SOURCES6, self.sources),
+            // Each flow may have one that no Service has.
+            (map_name::ADDRESSES, self.addresses.saturating_add(self.flows)),
             (map_name::FRAGMENTS, self.fragments),
         ]
     }
@@ -193,6 +211,8 @@ pub enum DatapathError {
     },
     #[error("cookie of this network namespace")]
     NetnsCookie(#[source] io::Error),
+    #[error("a random number")]
+    Random(#[source] io::Error),
 }
 
 /// A hook at the uplink.
@@ -206,12 +226,16 @@ pub enum Uplink {
 }
 
 impl Uplink {
-    fn program(self) -> &'static str {
-        match self {
-            Self::Ingress => UPLINK_INGRESS,
-            Self::Egress => UPLINK_EGRESS,
-            Self::FromPod => FROM_POD,
-            Self::ToPod => TO_POD,
+    fn program(self, dual: bool) -> &'static str {
+        match (self, dual) {
+            (Self::Ingress, false) => UPLINK_INGRESS,
+            (Self::Ingress, true) => INGRESS_DUAL,
+            (Self::Egress, false) => UPLINK_EGRESS,
+            (Self::Egress, true) => EGRESS_DUAL,
+            (Self::FromPod, false) => FROM_POD,
+            (Self::FromPod, true) => FROM_POD_DUAL,
+            (Self::ToPod, false) => TO_POD,
+            (Self::ToPod, true) => TO_POD_DUAL,
         }
     }
 }
@@ -231,8 +255,12 @@ pub struct Datapath {
     loaded: Loaded,
     pub(crate) maps: Maps,
     node: NodeConfig,
+    node6: NodeConfig,
+    networks: Networks6,
+    dual: bool,
     /// Addresses of this node, for NODES.
-    pub(crate) own: Vec<Ipv4Addr>,
+    pub(crate) own: Vec<IpAddr>,
+    neighbors: Neighbors,
     /// Networks on the uplink's own link.
     pub(crate) near: Vec<Cidr>,
     /// Until they are followed by a task of their own.
@@ -257,7 +285,7 @@ impl Datapath {
             services: loaded.size(map_name::SERVICES)?,
             backends: loaded.size(map_name::BACKENDS)?,
             sources: loaded.size(map_name::SOURCES)?,
-            addresses: loaded.size(map_name::ADDRESSES)?,
+            addresses: loaded.size(map_name::ADDRESSES)?.saturating_sub(loaded.size(map_name::FLOWS)?),
         };
         for (map, wanted) in config.limits.of_maps() {
             let size = loaded.size(map)?;
@@ -270,7 +298,10 @@ impl Datapath {
         }
         let metrics = Arc::new(Metrics::new(loaded.reasons()?));
         // What a former process knew of the uplink stays in force until it is said again.
-        let mut node = maps.node()?;
+        let mut node = maps.node(NodeConfig::IPV4)?;
+        if node.seed == 0 {
+            node.seed = random().map_err(DatapathError::Random)?;
+        }
         node.netns_cookie = kernel::netns_cookie().map_err(DatapathError::NetnsCookie)?;
         node.snat_first = *config.snat_ports.start();
         node.snat_last = *config.snat_ports.end();
@@ -281,18 +312,35 @@ impl Datapath {
             node.cluster_mask_be = be(cidr.mask());
             node.flags |= NodeFlags::MASQUERADE;
         }
-        maps.set_node(node)?;
+        maps.set_node(NodeConfig::IPV4, node)?;
+        let mut node6 = maps.node(NodeConfig::IPV6)?;
+        (node6.snat_first, node6.snat_last) = (node.snat_first, node.snat_last);
+        node6.flags = 0;
+        let mut networks = maps.networks()?;
+        if let Some(cidr) = config.cluster_cidr6 {
+            (networks.cluster_net, networks.cluster_mask) = network(cidr);
+            node6.flags |= NodeFlags::MASQUERADE;
+        }
+        maps.set_networks(networks)?;
+        maps.set_node(NodeConfig::IPV6, node6)?;
         for program in CGROUP_PROGRAMS {
             loaded.attach_cgroup(program, &config.cgroup)?;
         }
-        let pods = config.pod_interfaces.as_deref().map(|prefix| PodLinks::open(prefix, loaded.programs()));
+        let pods = config
+            .pod_interfaces
+            .as_deref()
+            .map(|prefix| PodLinks::open(prefix, loaded.programs(), config.dual));
         let pods = pods.transpose()?;
         let max_flows = loaded.size(map_name::FLOWS)?;
         Ok(Self {
             loaded,
             maps,
             node,
+            node6,
+            networks,
+            dual: config.dual,
             own: Vec::new(),
+            neighbors: Neighbors::default(),
             near: Vec::new(),
             pods,
             uplink: None,
@@ -305,24 +353,43 @@ impl Datapath {
     }
 
     /// Attaches the programs of the uplink to an interface of this network namespace. Packets are
-    /// translated under the first of `addresses`; node ports answer at all of them.
-    pub fn attach_uplink(&mut self, interface: &str, addresses: &[Ipv4Addr]) -> Result<(), DatapathError> {
+    /// translated under the first of `addresses` of their family; node ports answer at all of them.
+    pub fn attach_uplink(&mut self, interface: &str, addresses: &[IpAddr]) -> Result<(), DatapathError> {
         let index = interface_index(interface)?;
         self.own = addresses.to_vec();
         for address in addresses {
-            self.maps.set_node_class(be(*address), NodeClass(NodeClass::OWN))?;
+            let number = self.number(*address)?;
+            self.maps.set_node_class(number, NodeClass(NodeClass::OWN))?;
         }
         self.uplink = Some(interface.to_owned());
         let failed = |source| DatapathError::Interface { name: interface.to_owned(), source };
         self.node.mac = kernel::ethernet_address(interface).map_err(failed)?;
         self.near = kernel::networks(interface).map_err(failed)?;
         self.node.uplink = index;
-        self.node.addr_be = addresses.first().map_or(0, |address| be(*address));
-        self.maps.set_node(self.node)?;
-        self.loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, interface)?;
-        self.loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, interface)?;
+        self.node.addr_be = addresses.iter().find_map(ipv4).map_or(0, be);
+        self.maps.set_node(NodeConfig::IPV4, self.node)?;
+        (self.node6.uplink, self.node6.mac) = (index, self.node.mac);
+        self.node6.addr_be = match addresses.iter().find(|address| address.is_ipv6() && self.dual) {
+            Some(address) => self.number(*address)?,
+            None => 0,
+        };
+        self.maps.set_node(NodeConfig::IPV6, self.node6)?;
+        let (ingress, egress) = match self.dual {
+            true => (INGRESS_DUAL, EGRESS_DUAL),
+            false => (UPLINK_INGRESS, UPLINK_EGRESS),
+        };
+        self.loaded.attach_classifier(UPLINK_INGRESS, ingress, TcAttachType::Ingress, interface)?;
+        self.loaded.attach_classifier(UPLINK_EGRESS, egress, TcAttachType::Egress, interface)?;
         self.attach_xdp(interface);
         Ok(())
+    }
+
+    /// What stands for an address in the maps: itself, or its stand-in.
+    fn number(&mut self, address: IpAddr) -> Result<u32, DatapathError> {
+        match address {
+            IpAddr::V4(address) => Ok(be(address)),
+            IpAddr::V6(address) => Ok(self.maps.stand_in(address)?.addr_be),
+        }
     }
 
     /// Everything works without it, so that whatever is in its way is said and no error.
@@ -376,34 +443,46 @@ impl Datapath {
     /// announces it or not; `None` for none.
     pub fn set_service_address(
         &mut self,
-        address: Ipv4Addr,
+        address: IpAddr,
         announced: Option<bool>,
     ) -> Result<(), DatapathError> {
         if self.own.contains(&address) {
             return Ok(());
         }
-        match announced {
-            None => Ok(self.maps.remove_node_class(be(address))?),
-            Some(announced) => {
-                let bit = if announced { NodeClass::ANNOUNCED } else { 0 };
-                self.maps.set_node_class(be(address), NodeClass(NodeClass::SERVICE | bit))?;
-                if announced && let Some(uplink) = &self.uplink {
-                    // Who knew another node by this address learns at once; who does not hear asks.
-                    if let Err(error) = kernel::announce(uplink, self.node.mac, address) {
-                        debug!(%error, %address, "neighbours were not told");
-                    }
-                }
-                Ok(())
+        let number = self.number(address)?;
+        let Some(announced) = announced else {
+            self.neighbors.leave(address);
+            return Ok(self.maps.remove_node_class(number)?);
+        };
+        let bit = if announced { NodeClass::ANNOUNCED } else { 0 };
+        self.maps.set_node_class(number, NodeClass(NodeClass::SERVICE | bit))?;
+        if !announced {
+            self.neighbors.leave(address);
+        } else if let Some(uplink) = &self.uplink {
+            // Who knew another node by this address learns at once; who does not hear asks.
+            if let Err(error) = self.neighbors.announce(uplink, self.node.mac, address) {
+                debug!(%error, %address, "neighbours were not told");
             }
         }
+        Ok(())
     }
 
     /// Says that an address is another node's.
-    pub fn set_other_node(&mut self, address: Ipv4Addr) -> Result<(), DatapathError> {
+    pub fn set_other_node(&mut self, address: IpAddr) -> Result<(), DatapathError> {
         if self.own.contains(&address) {
             return Ok(());
         }
-        Ok(self.maps.set_node_class(be(address), NodeClass(NodeClass::OTHER))?)
+        let number = self.number(address)?;
+        Ok(self.maps.set_node_class(number, NodeClass(NodeClass::OTHER))?)
+    }
+
+    /// Says that an address is no other node's any more.
+    pub(crate) fn forget_node(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        if self.own.contains(&address) {
+            return Ok(());
+        }
+        let number = self.number(address)?;
+        Ok(self.maps.remove_node_class(number)?)
     }
 
     /// Says whether packets may be handed on to other nodes, or by them to this one. Until nothing is, and no Service
@@ -412,7 +491,7 @@ impl Datapath {
         let flags = self.node.flags & !NodeFlags::DIRECT | if direct { NodeFlags::DIRECT } else { 0 };
         if flags != self.node.flags {
             self.node.flags = flags;
-            self.maps.set_node(self.node)?;
+            self.maps.set_node(NodeConfig::IPV4, self.node)?;
         }
         Ok(())
     }
@@ -421,7 +500,18 @@ impl Datapath {
     pub fn set_pod_cidr(&mut self, cidr: Cidr) -> Result<(), DatapathError> {
         self.node.pod_net_be = be(cidr.net());
         self.node.pod_mask_be = be(cidr.mask());
-        Ok(self.maps.set_node(self.node)?)
+        Ok(self.maps.set_node(NodeConfig::IPV4, self.node)?)
+    }
+
+    /// The same in IPv6.
+    pub fn set_pod_cidr6(&mut self, cidr: Ipv6Net) -> Result<(), DatapathError> {
+        (self.networks.pod_net, self.networks.pod_mask) = network(cidr);
+        Ok(self.maps.set_networks(self.networks)?)
+    }
+
+    /// Takes IPv6 addresses out of the maps that are neither `known` nor any flow's.
+    pub(crate) fn collect_addresses(&mut self, known: &HashSet<StandIn>) -> Result<usize, DatapathError> {
+        Ok(flows::collect_addresses(&mut self.maps, flows::now_ns(), known)?)
     }
 
     /// The maps that a [`Table`](crate::table::Table) of Services is kept in, and their sizes.
@@ -443,13 +533,13 @@ impl Datapath {
     /// Runs a packet, from its Ethernet header on, through a program and the live maps; flows it begins
     /// stay. The program has to be loaded: those of the uplink are when that is attached.
     pub fn replay(&self, hook: Uplink, packet: &[u8]) -> Result<Replayed, DatapathError> {
-        self.loaded.replay(hook.program(), packet, 1)
+        self.loaded.replay(hook.program(self.dual), packet, 1)
     }
 
     /// What the attached program takes for a packet, on average of `times` that follow one another. Each finds the
     /// packet as the one before left it.
     pub fn time(&self, hook: Uplink, packet: &[u8], times: u32) -> Result<Duration, DatapathError> {
-        Ok(self.loaded.replay(hook.program(), packet, times)?.duration)
+        Ok(self.loaded.replay(hook.program(self.dual), packet, times)?.duration)
     }
 
     /// Detaches a datapath and removes its pins, whether or not a process uses it. Pins that are not ours
@@ -462,6 +552,18 @@ impl Datapath {
         let programs = [&CGROUP_PROGRAMS[..], &[UPLINK_XDP, UPLINK_INGRESS, UPLINK_EGRESS]].concat();
         Ok(bpffs::remove(bpffs, &programs)?)
     }
+}
+
+/// Never 0, which says that there is none yet.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes) | 1)
+}
+
+/// A network of IPv6 and its mask, as the programs have them.
+fn network(cidr: Ipv6Net) -> (Address6, Address6) {
+    (Address6::from_octets(cidr.network().octets()), Address6::from_octets(cidr.netmask().octets()))
 }
 
 /// An address as it lies in packets.

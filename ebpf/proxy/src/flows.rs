@@ -4,17 +4,18 @@
 //! half of one. Programs go on without this process; flows then only stay longer than they need.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
 use aya::maps::MapError;
-use pith_abi::{Flow, FlowFlags, FlowState, Tuple};
+use pith_abi::{Flow, FlowFlags, FlowState, Known6, StandIn, Tuple, map_name};
 use pith_core::flow;
 
 use crate::{
     live::{address, place},
-    maps::Maps,
+    maps::{MapAccess, Maps, ServiceMaps},
 };
 
 /// How often flows that are over are collected.
@@ -106,6 +107,46 @@ pub(crate) fn collect(
         collected.ended += 1;
     }
     Ok(collected)
+}
+
+/// How long an address is left alone that a program has just kept: a flow is about to begin with it.
+const ADDRESS_RESTS_NS: u64 = 60_000_000_000;
+
+/// Removes IPv6 addresses that are neither `known` nor those of any flow. Returns how many.
+pub(crate) fn collect_addresses(
+    maps: &mut Maps,
+    now_ns: u64,
+    known: &HashSet<StandIn>,
+) -> Result<usize, MapAccess> {
+    let unused = |known: &Known6| now_ns.saturating_sub(known.used_ns) > ADDRESS_RESTS_NS;
+    let mut candidates: HashSet<StandIn> = maps
+        .addresses()?
+        .into_iter()
+        .filter(|(standin, found)| !known.contains(standin) && unused(found))
+        .map(|(standin, _)| standin)
+        .collect();
+    if candidates.is_empty() {
+        return Ok(0);
+    }
+    let mut used = |tuple: &Tuple| {
+        for addr_be in [tuple.src_be, tuple.dst_be] {
+            candidates.remove(&StandIn { addr_be });
+        }
+    };
+    for entry in maps.flows.iter() {
+        let (key, flow) = entry.map_err(|source| MapAccess::Kernel { map: map_name::FLOWS, source })?;
+        used(&key);
+        used(&flow.forward);
+    }
+    let mut removed = 0;
+    for standin in candidates {
+        // It may have been used meanwhile.
+        if maps.known(standin)?.is_some_and(|known| unused(&known)) {
+            maps.forget_address(standin)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 fn is_over(

@@ -67,25 +67,30 @@ impl Gateway {
         let (mut loaded, mut maps) = Loaded::open(&config.bpffs, &LIMITS)?;
         forward_from(&config.inner)?;
         maps.set_node_class(be(config.address), NodeClass(NodeClass::OWN))?;
-        maps.set_node(NodeConfig {
-            addr_be: be(config.address),
-            pod_net_be: be(config.network.net()),
-            pod_mask_be: be(config.network.mask()),
-            cluster_net_be: be(config.network.net()),
-            cluster_mask_be: be(config.network.mask()),
-            uplink: interface_index(&config.uplink)?,
-            inner: interface_index(&config.inner)?,
-            flags: NodeFlags::MASQUERADE,
-            snat_first: *DEFAULT_SNAT_PORTS.start(),
-            snat_last: *DEFAULT_SNAT_PORTS.end(),
-            mac: [0; 6],
-            zero: [0; 6],
-            // No socket of the host sees a Service.
-            netns_cookie: 0,
-        })?;
+        maps.set_node(
+            NodeConfig::IPV4,
+            NodeConfig {
+                addr_be: be(config.address),
+                pod_net_be: be(config.network.net()),
+                pod_mask_be: be(config.network.mask()),
+                cluster_net_be: be(config.network.net()),
+                cluster_mask_be: be(config.network.mask()),
+                uplink: interface_index(&config.uplink)?,
+                inner: interface_index(&config.inner)?,
+                flags: NodeFlags::MASQUERADE,
+                snat_first: *DEFAULT_SNAT_PORTS.start(),
+                snat_last: *DEFAULT_SNAT_PORTS.end(),
+                mac: [0; 6],
+                zero: [0; 6],
+                // No socket of the host sees a Service.
+                netns_cookie: 0,
+                // Nor is IPv6 looked at.
+                seed: 0,
+            },
+        )?;
         let uplink = &config.uplink;
-        loaded.attach_classifier(UPLINK_INGRESS, TcAttachType::Ingress, uplink)?;
-        loaded.attach_classifier(UPLINK_EGRESS, TcAttachType::Egress, uplink)?;
+        loaded.attach_classifier(UPLINK_INGRESS, UPLINK_INGRESS, TcAttachType::Ingress, uplink)?;
+        loaded.attach_classifier(UPLINK_EGRESS, UPLINK_EGRESS, TcAttachType::Egress, uplink)?;
         Ok(Self { _loaded: loaded, maps })
     }
 

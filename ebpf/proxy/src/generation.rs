@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use pith_abi::{Backend, Head, HeadFlags, Service};
 
 use crate::{
     annotations::Balance,
-    cidr::Cidr,
     maps::{MapAccess, ServiceMaps},
     plan::Group,
     slots::{Run, Slots},
@@ -24,7 +24,7 @@ pub(crate) struct Placed {
     pub(crate) run: Run,
     pub(crate) tag: u16,
     pub(crate) generation: Generation,
-    pub(crate) sources: Vec<Cidr>,
+    pub(crate) sources: Vec<IpNet>,
     /// Every backend that may have connections, in order: those in slots and those that drain.
     pub(crate) members: Vec<SocketAddrV4>,
 }
@@ -35,7 +35,7 @@ impl Placed {
         maps: &impl ServiceMaps,
         index: u32,
         slots: &mut Slots,
-        sources: Vec<Cidr>,
+        sources: Vec<IpNet>,
     ) -> Result<Self, MapAccess> {
         let service = maps.service(index)?;
         let head = Head::unpack(service.head);
@@ -65,7 +65,7 @@ impl Placed {
         &self,
         maps: &mut impl ServiceMaps,
         count: u16,
-        old_sources: &[Cidr],
+        old_sources: &[IpNet],
     ) -> Result<(), MapAccess> {
         // New sources are served a moment early, old ones a moment longer: never fewer than either says.
         maps.set_sources(self.index, &[], &self.sources)?;

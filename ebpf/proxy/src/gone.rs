@@ -16,7 +16,7 @@ use pith_abi::{Frontend, FrontendTarget, Scope};
 
 use crate::{
     maps::{MapAccess, ServiceMaps},
-    plan::GroupKey,
+    plan::{Family, GroupKey},
 };
 
 /// How many are remembered; the oldest are forgotten beyond that.
@@ -210,5 +210,9 @@ impl Gone {
 
 fn place(key: &GroupKey, member: SocketAddrV4) -> Frontend {
     let addr_be = u32::from_ne_bytes(member.ip().octets());
-    Frontend::new(addr_be, member.port().to_be(), key.protocol.number()).scoped(Scope::GONE)
+    let scope = match key.family {
+        Family::Ipv4 => Scope::GONE,
+        Family::Ipv6 => Scope::GONE6,
+    };
+    Frontend::new(addr_be, member.port().to_be(), key.protocol.number()).scoped(scope)
 }

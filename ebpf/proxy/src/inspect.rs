@@ -2,17 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
 };
 
 use aya::maps::MapInfo;
+use ipnet::IpNet;
 use pith_abi::{FrontendTarget, Head, HeadFlags, Reason, Scope, Service, map_name};
 use serde::Serialize;
 
 use crate::{
     bpffs::Pins,
-    cidr::Cidr,
     datapath::DatapathError,
     maps::{MapAccess, Maps, ServiceMaps},
 };
@@ -73,7 +73,7 @@ pub struct Flows {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sender {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub flows: usize,
 }
 
@@ -91,13 +91,14 @@ pub fn inspect(bpffs: &Path) -> Result<Inspection, DatapathError> {
     let failed = |source| MapAccess::Kernel { map: map_name::FLOWS, source };
     let limit = MapInfo::from_pin(pins.map(map_name::FLOWS)).map_err(failed)?.max_entries();
     let mut of_service: HashMap<u32, usize> = HashMap::new();
-    let mut of_sender: HashMap<Ipv4Addr, usize> = HashMap::new();
+    let mut of_sender: HashMap<IpAddr, usize> = HashMap::new();
     let mut live = 0;
     for flow in maps.flows.iter() {
         let (_, flow) = flow.map_err(failed)?;
         live += 1;
         *of_service.entry(flow.service).or_default() += 1;
-        *of_sender.entry(Ipv4Addr::from(flow.forward.src_be.to_ne_bytes())).or_default() += 1;
+        let sender = SocketAddrV4::new(Ipv4Addr::from(flow.forward.src_be.to_ne_bytes()), 0);
+        *of_sender.entry(maps.real(sender).ip()).or_default() += 1;
     }
     let failed = |source| MapAccess::Kernel { map: map_name::HANDED_ON, source };
     let handed_on = maps.handed_on.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?.len();
@@ -113,7 +114,7 @@ pub fn inspect(bpffs: &Path) -> Result<Inspection, DatapathError> {
     })
 }
 
-fn heaviest(of_sender: HashMap<Ipv4Addr, usize>) -> Vec<Sender> {
+fn heaviest(of_sender: HashMap<IpAddr, usize>) -> Vec<Sender> {
     let mut senders: Vec<Sender> =
         of_sender.into_iter().map(|(address, flows)| Sender { address, flows }).collect();
     senders.sort_by_key(|sender| (std::cmp::Reverse(sender.flows), sender.address));
@@ -127,7 +128,7 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
     for (frontend, target) in maps.frontends()? {
         let index = match target.service(&frontend) {
             // Addresses, and backends that are gone, are no places of a Service.
-            _ if frontend.scope == Scope::GONE => continue,
+            _ if matches!(frontend.scope, Scope::GONE | Scope::GONE6) => continue,
             None | Some(FrontendTarget::NO_SERVICE) => continue,
             Some(index) => index,
         };
@@ -141,7 +142,7 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
             }
         };
         let places = match frontend.scope {
-            Scope::OUTSIDE => &mut balanced.outside,
+            Scope::OUTSIDE | Scope::OUTSIDE6 => &mut balanced.outside,
             Scope::HANDED => &mut balanced.handed,
             _ => &mut balanced.inside,
         };
@@ -157,7 +158,7 @@ fn services(maps: &Maps, flows: &HashMap<u32, usize>) -> Result<Vec<Balanced>, M
     Ok(all)
 }
 
-fn balanced(maps: &Maps, service: Service, sources: &[Cidr], flows: usize) -> Result<Balanced, MapAccess> {
+fn balanced(maps: &Maps, service: Service, sources: &[IpNet], flows: usize) -> Result<Balanced, MapAccess> {
     let head = Head::unpack(service.head);
     let mut slots: BTreeMap<SocketAddr, usize> = BTreeMap::new();
     for slot in head.first..head.first + u32::from(head.count) {

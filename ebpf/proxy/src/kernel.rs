@@ -11,7 +11,6 @@
 use std::{
     ffi::CString,
     io,
-    net::Ipv4Addr,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -218,13 +217,8 @@ pub(crate) fn networks(interface: &str) -> io::Result<Vec<Cidr>> {
     Ok(addresses.filter_map(network).collect())
 }
 
-/// Tells all neighbours at an interface that an address is to be found here (gratuitous ARP, RFC 5227).
-pub(crate) fn announce(interface: &str, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
-    let index = nix::net::if_::if_nametoindex(interface)?;
-    let ip = address.octets();
-    let head = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
-    let kind = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
-    let packet = [&head[..], &mac, &kind, &mac, &ip, &[0; 6], &ip].concat();
+/// Sends a frame, from its Ethernet header on, out of an interface; `protocol` is its type.
+pub(crate) fn send_frame(index: u32, protocol: u16, packet: &[u8]) -> io::Result<()> {
     // SAFETY: the call takes numbers; the kernel makes a descriptor that nobody else knows.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
@@ -235,12 +229,12 @@ pub(crate) fn announce(interface: &str, mac: [u8; 6], address: Ipv4Addr) -> io::
     };
     let to = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ARP as u16).to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index.cast_signed(),
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
-        sll_addr: [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0],
+        sll_addr: [packet[0], packet[1], packet[2], packet[3], packet[4], packet[5], 0, 0],
     };
     // SAFETY: packet and address live and are as long as said.
     let sent = unsafe {

@@ -30,6 +30,7 @@ mod loaded;
 mod maglev;
 mod maps;
 mod metrics;
+mod neighbors;
 mod news;
 mod object;
 mod plan;

@@ -6,18 +6,19 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
 };
 
 use pith_abi::{
-    Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend, FrontendTarget,
-    HandedOn, Head, NodeClass, NodeConfig, Scope, Service, SourceKey, Tuple, proto,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
+    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, Service, SourceKey,
+    StandIn, Tuple, proto,
 };
-use pith_core::{NotAdded, Record, Tables};
+use pith_core::{NotAdded, Record, Tables, six::Addresses};
 
 use crate::{
     flows,
-    maps::{self, MapAccess, Maps, ServiceMaps},
+    maps::{MapAccess, Maps, ServiceMaps},
 };
 
 /// Any network namespace that is not the node's: a pod's.
@@ -26,6 +27,10 @@ const A_PODS_NAMESPACE: u64 = 1;
 pub(crate) struct Live<'m> {
     maps: &'m Maps,
     node: NodeConfig,
+    node6: NodeConfig,
+    networks: Networks6,
+    /// Addresses of IPv6 by their numbers, also those that the maps do not keep.
+    named: RefCell<HashMap<StandIn, Known6>>,
     flows: RefCell<HashMap<Tuple, Flow>>,
     forwards: RefCell<HashMap<Tuple, Tuple>>,
     chance: Cell<u32>,
@@ -36,7 +41,10 @@ impl<'m> Live<'m> {
     pub(crate) fn new(maps: &'m Maps) -> Result<Self, MapAccess> {
         Ok(Self {
             maps,
-            node: maps.node()?,
+            node: maps.node(NodeConfig::IPV4)?,
+            node6: maps.node(NodeConfig::IPV6)?,
+            networks: maps.networks()?,
+            named: RefCell::default(),
             flows: RefCell::default(),
             forwards: RefCell::default(),
             // A seed; xorshift keeps it from 0.
@@ -48,6 +56,38 @@ impl<'m> Live<'m> {
     /// What was asked since the last call.
     pub(crate) fn take_questions(&self) -> Vec<String> {
         self.questions.take()
+    }
+
+    /// Has a number shown as the address that it stands for.
+    pub(crate) fn name(&self, addr_be: u32, address: Ipv6Addr) {
+        let known = Known6 { address: Address6::from_octets(address.octets()), used_ns: 0 };
+        if let Some(standin) = StandIn::of(addr_be) {
+            self.named.borrow_mut().insert(standin, known);
+        }
+    }
+
+    pub(crate) fn address(&self, addr_be: u32) -> IpAddr {
+        self.place(addr_be, 0).ip()
+    }
+
+    pub(crate) fn place(&self, addr_be: u32, port_be: u16) -> SocketAddr {
+        let place = place(addr_be, port_be);
+        let named = StandIn::of(addr_be).and_then(|standin| self.named.borrow().get(&standin).copied());
+        match named {
+            Some(known) => (Ipv6Addr::from(known.address.octets()), place.port()).into(),
+            None => self.maps.real(place),
+        }
+    }
+
+    /// A tuple in words.
+    pub(crate) fn words(&self, tuple: &Tuple) -> String {
+        let (from, to) = (self.place(tuple.src_be, tuple.sport_be), self.place(tuple.dst_be, tuple.dport_be));
+        match tuple.proto {
+            proto::ICMP => format!("{} → {}/ICMP", from.ip(), to.ip()),
+            proto::UDP => format!("{from} → {to}/UDP"),
+            proto::SCTP => format!("{from} → {to}/SCTP"),
+            _ => format!("{from} → {to}/TCP"),
+        }
     }
 
     fn note(&self, question: String) {
@@ -102,15 +142,15 @@ impl<'m> Tables for Live<'m> {
         let what: Vec<&str> =
             words.iter().filter(|(bit, _)| class & bit != 0).map(|(_, word)| *word).collect();
         let what = if what.is_empty() { "nobody's here".to_owned() } else { what.join(", ") };
-        self.note(format!("NODES {}: {what}", address(addr_be)));
+        self.note(format!("NODES {}: {what}", self.address(addr_be)));
         class
     }
 
     fn frontend(&self, frontend: &Frontend) -> Option<FrontendTarget> {
         let target = self.maps.frontend(frontend);
         let from = match frontend.scope {
-            Scope::OUTSIDE => " from outside",
-            Scope::GONE => " as a backend that is gone",
+            Scope::OUTSIDE | Scope::OUTSIDE6 => " from outside",
+            Scope::GONE | Scope::GONE6 => " as a backend that is gone",
             Scope::HANDED => " by another node",
             _ => "",
         };
@@ -119,7 +159,7 @@ impl<'m> Tables for Live<'m> {
             Some(FrontendTarget::NO_SERVICE) => "an address of a Service".to_owned(),
             Some(service) => format!("service {service}"),
         };
-        self.note(format!("FRONTENDS {}{from}: {found}", maps::show(frontend)));
+        self.note(format!("FRONTENDS {}{from}: {found}", self.maps.show(frontend)));
         target
     }
 
@@ -139,8 +179,8 @@ impl<'m> Tables for Live<'m> {
     fn backend(&self, slot: u32) -> Option<Backend> {
         let backend = self.maps.backend(slot).ok()?;
         let to = match backend.is_node() {
-            true => format!("the node {}", address(backend.addr_be())),
-            false => place(backend.addr_be(), backend.port_be()).to_string(),
+            true => format!("the node {}", self.address(backend.addr_be())),
+            false => self.place(backend.addr_be(), backend.port_be()).to_string(),
         };
         self.note(format!("BACKENDS {slot}: {to} of generation {}", backend.tag()));
         Some(backend)
@@ -149,7 +189,7 @@ impl<'m> Tables for Live<'m> {
     fn serves_source(&self, service: u32, addr_be: u32) -> bool {
         let serves = self.maps.serves_source(&SourceKey { service, addr_be });
         let answer = if serves { "served" } else { "not served" };
-        self.note(format!("SOURCES {} of service {service}: {answer}", address(addr_be)));
+        self.note(format!("SOURCES {} of service {service}: {answer}", self.address(addr_be)));
         serves
     }
 
@@ -157,7 +197,7 @@ impl<'m> Tables for Live<'m> {
         let affinity = self.maps.client(key);
         let found = affinity.map_or_else(
             || "nothing".to_owned(),
-            |affinity| place(affinity.backend.addr_be(), affinity.backend.port_be()).to_string(),
+            |affinity| self.place(affinity.backend.addr_be(), affinity.backend.port_be()).to_string(),
         );
         self.note(format!("AFFINITY of the client to service {}: {found}", key.service));
         affinity
@@ -169,9 +209,9 @@ impl<'m> Tables for Live<'m> {
         let flow = self.known_flow(key);
         let found = flow.map_or_else(
             || "nothing".to_owned(),
-            |flow| format!("{:?}, began as {}", FlowState::from_raw(flow.state), words(&flow.forward)),
+            |flow| format!("{:?}, began as {}", FlowState::from_raw(flow.state), self.words(&flow.forward)),
         );
-        self.note(format!("FLOWS {}: {found}", words(key)));
+        self.note(format!("FLOWS {}: {found}", self.words(key)));
         Some(LiveRecord { live: self, key: *key, flow: flow? })
     }
 
@@ -179,7 +219,7 @@ impl<'m> Tables for Live<'m> {
         if self.known_flow(key).is_some() {
             return Err(NotAdded::Exists);
         }
-        self.note(format!("FLOWS: begins with replies {}", words(key)));
+        self.note(format!("FLOWS: begins with replies {}", self.words(key)));
         self.flows.borrow_mut().insert(*key, *flow);
         Ok(())
     }
@@ -191,8 +231,9 @@ impl<'m> Tables for Live<'m> {
     fn forward(&self, forward: &Tuple) -> Option<Tuple> {
         let begun = self.forwards.borrow().get(forward).copied();
         let key = begun.or_else(|| self.maps.forward.get(forward, 0).ok());
-        let found = key.map_or_else(|| "nothing".to_owned(), |key| format!("replies are {}", words(&key)));
-        self.note(format!("FORWARD {}: {found}", words(forward)));
+        let found =
+            key.map_or_else(|| "nothing".to_owned(), |key| format!("replies are {}", self.words(&key)));
+        self.note(format!("FORWARD {}: {found}", self.words(forward)));
         key
     }
 
@@ -203,13 +244,13 @@ impl<'m> Tables for Live<'m> {
 
     fn handed_on(&self, tuple: &Tuple) -> Option<HandedOn> {
         let flow = self.maps.handed_on.get(tuple, 0).ok();
-        let found = flow.map_or_else(|| "nothing".to_owned(), |flow| address(flow.node_be).to_string());
-        self.note(format!("HANDED_ON {}: {found}", words(tuple)));
+        let found = flow.map_or_else(|| "nothing".to_owned(), |flow| self.address(flow.node_be).to_string());
+        self.note(format!("HANDED_ON {}: {found}", self.words(tuple)));
         flow
     }
 
     fn set_handed_on(&self, tuple: &Tuple, flow: &HandedOn) -> Result<(), NotAdded> {
-        self.note(format!("HANDED_ON: begins with {} to {}", words(tuple), address(flow.node_be)));
+        self.note(format!("HANDED_ON: begins with {} to {}", self.words(tuple), self.address(flow.node_be)));
         Ok(())
     }
 
@@ -261,21 +302,45 @@ impl<'m> Tables for Live<'m> {
     }
 }
 
+impl Addresses for Live<'_> {
+    fn node6(&self) -> Option<&NodeConfig> {
+        Some(&self.node6)
+    }
+
+    fn networks(&self) -> Option<&Networks6> {
+        Some(&self.networks)
+    }
+
+    fn seed(&self) -> u64 {
+        self.node.seed
+    }
+
+    fn known(&self, standin: StandIn) -> Option<Known6> {
+        let named = self.named.borrow().get(&standin).copied();
+        // What cannot be read is as good as unknown: nothing is decided by it but what is shown.
+        named.or_else(|| self.maps.known(standin).ok().flatten())
+    }
+
+    fn keep(&self, standin: StandIn, known: &Known6) -> Result<(), NotAdded> {
+        self.note(format!("ADDRESSES: {} is kept", Ipv6Addr::from(known.address.octets())));
+        self.named.borrow_mut().entry(standin).or_insert(*known);
+        Ok(())
+    }
+
+    fn touch(&self, _standin: StandIn, _used_ns: u64) {}
+
+    fn serves_source6(&self, service: u32, address: &Address6) -> bool {
+        let serves = self.maps.serves_source6(service, address);
+        let answer = if serves { "served" } else { "not served" };
+        self.note(format!("SOURCES6 {} of service {service}: {answer}", Ipv6Addr::from(address.octets())));
+        serves
+    }
+}
+
 pub(crate) fn address(addr_be: u32) -> Ipv4Addr {
     Ipv4Addr::from(addr_be.to_ne_bytes())
 }
 
 pub(crate) fn place(addr_be: u32, port_be: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address(addr_be), u16::from_be(port_be))
-}
-
-/// A tuple in words.
-pub(crate) fn words(tuple: &Tuple) -> String {
-    let (from, to) = (place(tuple.src_be, tuple.sport_be), place(tuple.dst_be, tuple.dport_be));
-    match tuple.proto {
-        proto::ICMP => format!("{} → {}/ICMP", from.ip(), to.ip()),
-        proto::UDP => format!("{from} → {to}/UDP"),
-        proto::SCTP => format!("{from} → {to}/SCTP"),
-        _ => format!("{from} → {to}/TCP"),
-    }
 }

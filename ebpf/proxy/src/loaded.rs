@@ -25,9 +25,9 @@ use aya::{
     },
 };
 use pith_abi::{
-    Address6, Affinity, AffinityKey, Backend, Connected, Flow, Fragment, FragmentKey, Frontend,
-    FrontendTarget, NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, StandIn, Tuple,
-    map_name,
+    Affinity, AffinityKey, Backend, Connected, Flow, Fragment, FragmentKey, Frontend, FrontendTarget, Known6,
+    Networks6, NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, SourceKey6, StandIn,
+    Tuple, map_name,
 };
 use pith_core::crc::Carry;
 use tracing::{debug, warn};
@@ -140,16 +140,18 @@ impl Loaded {
         self.programs.clone()
     }
 
-    /// Attaches a classifier to an interface of this network namespace.
+    /// Attaches a classifier to an interface of this network namespace, where its link is known by another name than
+    /// its own: programs that take one another's place have one link.
     pub(crate) fn attach_classifier(
         &mut self,
+        link: &'static str,
         name: &'static str,
         kind: TcAttachType,
         interface: &str,
     ) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Program { program: name, source };
         let index = interface_index(interface)?;
-        let path = self.pins.link(name);
+        let path = self.pins.link(link);
         let target = LinkTarget::Interface { index };
         let handle = self.programs.classifier(name)?;
         if replaced(&path, handle.as_fd(), target, &LinkTarget::Interface { index: 0 })? {
@@ -283,7 +285,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 19] = [
+const MAPS: [(&str, MapType, usize, usize); 20] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -301,8 +303,9 @@ const MAPS: [(&str, MapType, usize, usize); 19] = [
     (map_name::CARRY, MapType::Array, size_of::<u32>(), size_of::<Carry>()),
     (map_name::FRAGMENTS, MapType::LruHash, size_of::<FragmentKey>(), size_of::<Fragment>()),
     (map_name::PARKED, MapType::LruHash, size_of::<ParkedKey>(), size_of::<Parked>()),
-    (map_name::STANDINS, MapType::Hash, size_of::<Address6>(), size_of::<StandIn>()),
-    (map_name::ADDRESSES, MapType::Array, size_of::<u32>(), size_of::<Address6>()),
+    (map_name::ADDRESSES, MapType::Hash, size_of::<StandIn>(), size_of::<Known6>()),
+    (map_name::SOURCES6, MapType::LpmTrie, size_of::<(u32, SourceKey6)>(), size_of::<u32>()),
+    (map_name::NODE6, MapType::Array, size_of::<u32>(), size_of::<Networks6>()),
 ];
 
 /// Refuses pinned maps that are not what the programs expect.

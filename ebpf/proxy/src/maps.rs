@@ -9,13 +9,15 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie},
 };
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use pith_abi::{
-    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, HandedOn, NodeClass,
-    NodeConfig, Reason, Scope, Service, SourceKey, StandIn, Tuple, map_name, proto,
+    Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, HandedOn, Known6,
+    Networks6, NodeClass, NodeConfig, Reason, Service, SourceKey, SourceKey6, StandIn, Tuple, map_name,
+    proto,
 };
 use pith_core::crc::{self, Carry};
 
-use crate::{bpffs::Pins, cidr::Cidr};
+use crate::{bpffs::Pins, flows};
 
 /// Of the prefix of a key of SOURCES, before its range.
 const SERVICE_BITS: u32 = u32::BITS;
@@ -51,26 +53,52 @@ pub trait ServiceMaps {
     fn service(&self, index: u32) -> Result<Service, MapAccess>;
     fn backend(&self, slot: u32) -> Result<Backend, MapAccess>;
     /// Which sources each Service serves, by its index.
-    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess>;
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<IpNet>>, MapAccess>;
 
     /// IPv6 addresses and what stands for them.
-    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess>;
+    fn addresses(&self) -> Result<Vec<(StandIn, Known6)>, MapAccess>;
+    fn known(&self, standin: StandIn) -> Result<Option<Known6>, MapAccess>;
+    /// Of [`StandIn::nth`].
+    fn seed(&self) -> Result<u64, MapAccess>;
 
     fn set_frontend(&mut self, frontend: &Frontend, target: FrontendTarget) -> Result<(), MapAccess>;
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), MapAccess>;
     fn set_service(&mut self, index: u32, service: Service) -> Result<(), MapAccess>;
     fn set_backend(&mut self, slot: u32, backend: Backend) -> Result<(), MapAccess>;
-    /// Makes an address known under a stand-in that nothing leads to.
-    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess>;
-    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess>;
+    /// Gives a stand-in to an address, unless it is somebody's.
+    fn keep(&mut self, standin: StandIn, known: &Known6) -> Result<(), MapAccess>;
     /// Says which sources a Service serves; `old` are those said before.
-    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess>;
+    fn set_sources(&mut self, service: u32, old: &[IpNet], new: &[IpNet]) -> Result<(), MapAccess>;
     /// Says whether any frontend of [`pith_abi::Scope::GONE`] is there.
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess>;
     /// Forgets how many connections a Service had, whose index may become another's.
     fn forget_connections(&mut self, service: u32) -> Result<(), MapAccess>;
     /// Forgets clients of a Service with affinity, whose index may become another's.
     fn forget_clients(&mut self, service: u32) -> Result<(), MapAccess>;
+
+    /// The stand-in of an address, which is given one where it has none. Programs do the same.
+    fn stand_in(&mut self, address: Ipv6Addr) -> Result<StandIn, MapAccess> {
+        let known = Known6 { address: Address6::from_octets(address.octets()), used_ns: flows::now_ns() };
+        let seed = self.seed()?;
+        let all = (0..StandIn::TRIES).map(|nth| StandIn::nth(&known.address, seed, nth));
+        let all: Vec<StandIn> = all.collect();
+        let is_its = |found: Option<Known6>| found.is_some_and(|found| found.address == known.address);
+        for standin in &all {
+            if is_its(self.known(*standin)?) {
+                return Ok(*standin);
+            }
+        }
+        for standin in all {
+            if self.known(standin)?.is_none() {
+                self.keep(standin, &known)?;
+            }
+            // A program may have been faster, for this address or for another.
+            if is_its(self.known(standin)?) {
+                return Ok(standin);
+            }
+        }
+        Err(MapAccess::Full { map: map_name::ADDRESSES })
+    }
 }
 
 /// Handles of all maps that user space works with.
@@ -85,8 +113,9 @@ pub(crate) struct Maps {
     connections: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     at_pods: Array<MapData, u64>,
-    standins: HashMap<MapData, Address6, StandIn>,
-    addresses: Array<MapData, Address6>,
+    sources6: LpmTrie<MapData, SourceKey6, u32>,
+    addresses: HashMap<MapData, StandIn, Known6>,
+    networks: Array<MapData, Networks6>,
     /// Held for programs that are loaded later.
     carry: Array<MapData, Carry>,
     pub(crate) flows: HashMap<MapData, Tuple, Flow>,
@@ -122,7 +151,8 @@ impl Maps {
             connections: typed(map, map_name::CONNECTIONS)?,
             sources: typed(map, map_name::SOURCES)?,
             at_pods: typed(map, map_name::AT_PODS)?,
-            standins: typed(map, map_name::STANDINS)?,
+            sources6: typed(map, map_name::SOURCES6)?,
+            networks: typed(map, map_name::NODE6)?,
             addresses: typed(map, map_name::ADDRESSES)?,
             carry: typed(map, map_name::CARRY)?,
             flows: typed(map, map_name::FLOWS)?,
@@ -147,9 +177,9 @@ impl Maps {
     /// The place that one with a stand-in's address is; others are themselves.
     pub(crate) fn real(&self, place: SocketAddrV4) -> SocketAddr {
         let standin = StandIn::of(u32::from_ne_bytes(place.ip().octets()));
-        let address = standin.and_then(|standin| self.addresses.get(&standin.index(), 0).ok());
-        match address {
-            Some(address) => (Ipv6Addr::from(address.octets()), place.port()).into(),
+        let known = standin.and_then(|standin| self.addresses.get(&standin, 0).ok());
+        match known {
+            Some(known) => (Ipv6Addr::from(known.address.octets()), place.port()).into(),
             None => place.into(),
         }
     }
@@ -158,9 +188,9 @@ impl Maps {
     pub(crate) fn show(&self, frontend: &Frontend) -> String {
         let address = Ipv4Addr::from(frontend.addr_be.to_ne_bytes());
         let place = SocketAddrV4::new(address, u16::from_be(frontend.port_be));
-        match frontend.scope {
-            Scope::INSIDE6 => format!("{}/{}", self.real(place), protocol(frontend)),
-            _ => show(frontend),
+        match StandIn::of(frontend.addr_be) {
+            Some(_) => format!("{}/{}", self.real(place), protocol(frontend)),
+            None => show(frontend),
         }
     }
 
@@ -176,6 +206,12 @@ impl Maps {
     /// Whether a Service that serves some sources only serves this one.
     pub(crate) fn serves_source(&self, source: &SourceKey) -> bool {
         self.sources.get(&lpm_trie::Key::new(SERVICE_BITS + u32::BITS, *source), 0).is_ok()
+    }
+
+    /// The same in IPv6.
+    pub(crate) fn serves_source6(&self, service: u32, address: &Address6) -> bool {
+        let key = SourceKey6 { service, address: *address };
+        self.sources6.get(&lpm_trie::Key::new(SERVICE_BITS + 128, key), 0).is_ok()
     }
 
     /// The backend that a client of a Service with affinity had last.
@@ -198,12 +234,26 @@ impl Maps {
         self.at_pods.set(AtPods::SETTLED, mark, 0).map_err(MapAccess::of(map_name::AT_PODS))
     }
 
-    pub(crate) fn set_node(&mut self, node: NodeConfig) -> Result<(), MapAccess> {
-        self.node.set(0, node, 0).map_err(MapAccess::of(map_name::NODE))
+    /// What programs know of the node in a family: [`NodeConfig::IPV4`] or [`NodeConfig::IPV6`].
+    pub(crate) fn set_node(&mut self, family: u32, node: NodeConfig) -> Result<(), MapAccess> {
+        self.node.set(family, node, 0).map_err(MapAccess::of(map_name::NODE))
     }
 
-    pub(crate) fn node(&self) -> Result<NodeConfig, MapAccess> {
-        self.node.get(&0, 0).map_err(MapAccess::of(map_name::NODE))
+    pub(crate) fn node(&self, family: u32) -> Result<NodeConfig, MapAccess> {
+        self.node.get(&family, 0).map_err(MapAccess::of(map_name::NODE))
+    }
+
+    pub(crate) fn set_networks(&mut self, networks: Networks6) -> Result<(), MapAccess> {
+        self.networks.set(0, networks, 0).map_err(MapAccess::of(map_name::NODE6))
+    }
+
+    pub(crate) fn networks(&self) -> Result<Networks6, MapAccess> {
+        self.networks.get(&0, 0).map_err(MapAccess::of(map_name::NODE6))
+    }
+
+    /// Forgets an address that has no use.
+    pub(crate) fn forget_address(&mut self, standin: StandIn) -> Result<(), MapAccess> {
+        absent_is_removed(self.addresses.remove(&standin)).map_err(MapAccess::of(map_name::ADDRESSES))
     }
 
     pub(crate) fn node_classes(&self) -> Result<Vec<(u32, NodeClass)>, MapAccess> {
@@ -246,13 +296,21 @@ impl ServiceMaps for Maps {
         self.backends.get(&slot, 0).map_err(MapAccess::of(map_name::BACKENDS))
     }
 
-    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess> {
-        let mut all: BTreeMap<u32, Vec<Cidr>> = BTreeMap::new();
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<IpNet>>, MapAccess> {
+        let mut all: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         for key in self.sources.keys() {
             let key = key.map_err(MapAccess::of(map_name::SOURCES))?;
             let (length, SourceKey { service, addr_be }) = (key.prefix_len(), key.data());
             let prefix = u8::try_from(length.saturating_sub(SERVICE_BITS)).unwrap_or(u8::MAX);
-            all.entry(service).or_default().extend(Cidr::new(addr_be.to_ne_bytes().into(), prefix));
+            let net = IpNet::new(Ipv4Addr::from(addr_be.to_ne_bytes()).into(), prefix);
+            all.entry(service).or_default().extend(net.ok());
+        }
+        for key in self.sources6.keys() {
+            let key = key.map_err(MapAccess::of(map_name::SOURCES6))?;
+            let (length, SourceKey6 { service, address }) = (key.prefix_len(), key.data());
+            let prefix = u8::try_from(length.saturating_sub(SERVICE_BITS)).unwrap_or(u8::MAX);
+            let net = IpNet::new(Ipv6Addr::from(address.octets()).into(), prefix);
+            all.entry(service).or_default().extend(net.ok());
         }
         Ok(all)
     }
@@ -273,31 +331,63 @@ impl ServiceMaps for Maps {
         self.backends.set(slot, backend, 0).map_err(MapAccess::of(map_name::BACKENDS))
     }
 
-    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess> {
-        let key = |range: &Cidr| {
-            let addr_be = u32::from_ne_bytes(range.net().octets());
-            lpm_trie::Key::new(SERVICE_BITS + u32::from(range.prefix()), SourceKey { service, addr_be })
+    fn set_sources(&mut self, service: u32, old: &[IpNet], new: &[IpNet]) -> Result<(), MapAccess> {
+        let length = |range: &IpNet| SERVICE_BITS + u32::from(range.prefix_len());
+        let key = |range: &Ipv4Net| {
+            lpm_trie::Key::new(
+                length(&(*range).into()),
+                SourceKey { service, addr_be: u32::from_ne_bytes(range.network().octets()) },
+            )
+        };
+        let key6 = |range: &Ipv6Net| {
+            let address = Address6::from_octets(range.network().octets());
+            lpm_trie::Key::new(length(&(*range).into()), SourceKey6 { service, address })
         };
         for range in new {
-            self.sources.insert(&key(range), 1, 0).map_err(MapAccess::of(map_name::SOURCES))?;
+            match range {
+                IpNet::V4(range) => {
+                    self.sources.insert(&key(range), 1, 0).map_err(MapAccess::of(map_name::SOURCES))?;
+                }
+                IpNet::V6(range) => {
+                    self.sources6.insert(&key6(range), 1, 0).map_err(MapAccess::of(map_name::SOURCES6))?;
+                }
+            }
         }
         for range in old.iter().filter(|range| !new.contains(range)) {
-            absent_is_removed(self.sources.remove(&key(range))).map_err(MapAccess::of(map_name::SOURCES))?;
+            match range {
+                IpNet::V4(range) => absent_is_removed(self.sources.remove(&key(range)))
+                    .map_err(MapAccess::of(map_name::SOURCES))?,
+                IpNet::V6(range) => absent_is_removed(self.sources6.remove(&key6(range)))
+                    .map_err(MapAccess::of(map_name::SOURCES6))?,
+            }
         }
         Ok(())
     }
 
-    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess> {
-        self.standins.iter().collect::<Result<_, _>>().map_err(MapAccess::of(map_name::STANDINS))
+    fn addresses(&self) -> Result<Vec<(StandIn, Known6)>, MapAccess> {
+        self.addresses.iter().collect::<Result<_, _>>().map_err(MapAccess::of(map_name::ADDRESSES))
     }
 
-    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess> {
-        self.addresses.set(standin.index(), address, 0).map_err(MapAccess::of(map_name::ADDRESSES))?;
-        self.standins.insert(address, standin, 0).map_err(MapAccess::of(map_name::STANDINS))
+    fn known(&self, standin: StandIn) -> Result<Option<Known6>, MapAccess> {
+        match self.addresses.get(&standin, 0) {
+            Ok(known) => Ok(Some(known)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(MapAccess::Kernel { map: map_name::ADDRESSES, source }),
+        }
     }
 
-    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess> {
-        absent_is_removed(self.standins.remove(&address)).map_err(MapAccess::of(map_name::STANDINS))
+    fn seed(&self) -> Result<u64, MapAccess> {
+        Ok(self.node(NodeConfig::IPV4)?.seed)
+    }
+
+    fn keep(&mut self, standin: StandIn, known: &Known6) -> Result<(), MapAccess> {
+        const NOEXIST: u64 = 1;
+        match self.addresses.insert(standin, known, NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(())
+            }
+            other => other.map_err(MapAccess::of(map_name::ADDRESSES)),
+        }
     }
 
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess> {

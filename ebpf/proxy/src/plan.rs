@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::{IpNet, Ipv6Net};
 use pith_abi::{Frontend, Scope};
 
 use crate::{
@@ -23,6 +24,7 @@ pub struct NodeIdentity {
     pub zone: Option<Arc<str>>,
     /// Its pods.
     pub pods: Option<Cidr>,
+    pub pods6: Option<Ipv6Net>,
     /// Nodes that are ready: one of them announces a load balancer's address.
     pub ready: BTreeSet<Arc<str>>,
     /// Addresses of other nodes on the uplink's own link, to which packets can be handed on as they came.
@@ -35,6 +37,7 @@ impl NodeIdentity {
             name: name.into(),
             zone: None,
             pods: None,
+            pods6: None,
             ready: BTreeSet::new(),
             neighbours: BTreeMap::new(),
         }
@@ -46,8 +49,6 @@ impl NodeIdentity {
 pub enum Reach {
     /// From pods, to the Service's own address.
     Internal,
-    /// From pods' sockets, to its own IPv6 address.
-    Internal6,
     /// From pods, to its other addresses: no detour over the outside, hence every endpoint.
     Cluster,
     /// From outside.
@@ -67,7 +68,14 @@ pub struct GroupKey {
     /// Name of the Service's port.
     pub port: Arc<str>,
     pub protocol: Protocol,
+    pub family: Family,
     pub reach: Reach,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
 }
 
 /// What a group holds.
@@ -80,7 +88,7 @@ pub struct Group {
     pub balance: Balance,
     pub affinity: Option<Duration>,
     /// Sources that are served; all where it is empty.
-    pub sources: Vec<Cidr>,
+    pub sources: Vec<IpNet>,
     /// In the order of backends, the nodes that are handed packets on for them; nobody is where it is empty.
     pub via: Vec<Option<Ipv4Addr>>,
     /// Endpoints that get no new connections but are still there, in order: connections to them go on.
@@ -97,18 +105,35 @@ pub struct Group6 {
     pub like: Group,
 }
 
+/// A [`Frontend`] whose address is an IPv6 one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frontend6 {
+    /// Every address of the node where there is none.
+    pub address: Option<Ipv6Addr>,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// A [`Scope`] of IPv6.
+    pub scope: u8,
+}
+
 /// What there is of a Service in IPv6.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Six {
     pub groups: BTreeMap<GroupKey, Group6>,
-    pub frontends: BTreeMap<(SocketAddrV6, Protocol), GroupKey>,
+    pub frontends: BTreeMap<Frontend6, GroupKey>,
+    /// As [`ServicePlan::addresses`].
+    pub inside: BTreeSet<Ipv6Addr>,
+    /// As [`ServicePlan::outside`].
+    pub outside: BTreeMap<Ipv6Addr, bool>,
 }
 
 impl Six {
     /// Every address that is named, some more than once.
     pub fn addresses(&self) -> impl Iterator<Item = Ipv6Addr> {
         let backends = self.groups.values().flat_map(|group| group.backends.iter().chain(&group.others));
-        self.frontends.keys().map(|(place, _)| place).chain(backends).map(|place| *place.ip())
+        let frontends = self.frontends.keys().filter_map(|frontend| frontend.address);
+        let named = frontends.chain(backends.map(|place| *place.ip()));
+        named.chain(self.inside.iter().copied()).chain(self.outside.keys().copied())
     }
 }
 
@@ -222,49 +247,121 @@ pub fn plan_service<'a>(
     plan.addresses.extend(service.cluster_ips.iter().chain(&service.external_ips));
     plan.outside.extend(service.external_ips.iter().map(|address| (*address, false)));
     for address in &service.balancer_ips {
-        plan.outside.insert(*address, announces(service, *address, slices.clone(), node));
+        plan.outside.insert(*address, announces(service, (*address).into(), slices.clone(), node));
     }
-    let pods_may = pods_may(service, node);
+    let six = &mut plan.six;
+    six.inside.extend(service.cluster_ips6.iter().chain(&service.external_ips6));
+    six.outside.extend(service.external_ips6.iter().map(|address| (*address, false)));
+    for address in &service.balancer_ips6 {
+        six.outside.insert(*address, announces(service, (*address).into(), slices.clone(), node));
+    }
+    let (pods_may, pods_may6) =
+        (pods_may(service, node, Family::Ipv4), pods_may(service, node, Family::Ipv6));
     if pods_may {
         plan.addresses.extend(&service.balancer_ips);
     }
+    if pods_may6 {
+        plan.six.inside.extend(&service.balancer_ips6);
+    }
     for port in &service.ports {
-        // Node ports and addresses from outside are those of IPv4.
         if !service.cluster_ips.is_empty() || service.cluster_ips6.is_empty() {
             plan_port(&mut plan, service, port, slices.clone(), node, pods_may);
         }
         if !service.cluster_ips6.is_empty() {
-            plan_port6(&mut plan.six, service, port, slices.clone(), node);
+            plan_port6(&mut plan.six, service, port, slices.clone(), node, pods_may6);
         }
     }
     plan.health = service.health_port.map(|health_port| {
-        let local = |port| members::<SocketAddrV4>(port, slices.clone(), Policy::Local, node, service).0;
-        let endpoints = service.ports.iter().flat_map(local).map(|serving| *serving.place.ip());
-        Health { port: health_port, endpoints: endpoints.collect::<BTreeSet<_>>().len() }
+        let mut endpoints: BTreeSet<IpAddr> = BTreeSet::new();
+        for port in &service.ports {
+            let four = members::<SocketAddrV4>(port, slices.clone(), Policy::Local, node, service).0;
+            endpoints.extend(four.iter().map(|serving| IpAddr::from(*serving.place.ip())));
+            if service.cluster_ips.is_empty() {
+                let six = members::<SocketAddrV6>(port, slices.clone(), Policy::Local, node, service).0;
+                endpoints.extend(six.iter().map(|serving| IpAddr::from(*serving.place.ip())));
+            }
+        }
+        Health { port: health_port, endpoints: endpoints.len() }
     });
     plan
 }
 
+/// The same as [`plan_port`] for IPv6, in which nothing is handed on.
 fn plan_port6<'a>(
     six: &mut Six,
     service: &Service,
     port: &ServicePort,
-    slices: impl Iterator<Item = &'a Slice>,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
     node: &NodeIdentity,
+    pods_may: bool,
 ) {
-    let key = GroupKey {
-        service: service.name.clone(),
-        port: port.name.clone(),
-        protocol: port.protocol,
-        reach: Reach::Internal6,
+    let Six { groups, frontends, .. } = six;
+    let mut group = |reach| {
+        let key = GroupKey {
+            service: service.name.clone(),
+            port: port.name.clone(),
+            protocol: port.protocol,
+            family: Family::Ipv6,
+            reach,
+        };
+        groups.entry(key.clone()).or_insert_with(|| {
+            let (backends, others) = members(port, slices.clone(), policy(reach, service), node, service);
+            let like = Group {
+                weights: weights(&backends),
+                sources: sources(reach, service, Family::Ipv6),
+                ..like(service)
+            };
+            Group6 { backends: backends.into_iter().map(|serving| serving.place).collect(), others, like }
+        });
+        key
     };
-    let (backends, others) = members(port, slices, service.internal, node, service);
-    let like = Group { weights: weights(&backends), ..like(service) };
-    let backends = backends.into_iter().map(|serving| serving.place).collect();
-    six.groups.insert(key.clone(), Group6 { backends, others, like });
+    let at =
+        |address: Option<Ipv6Addr>, port: u16, protocol, scope| Frontend6 { address, port, protocol, scope };
+    let internal = group(Reach::Internal);
     for address in &service.cluster_ips6 {
-        six.frontends.insert((SocketAddrV6::new(*address, port.port, 0, 0), port.protocol), key.clone());
+        frontends.insert(at(Some(*address), port.port, port.protocol, Scope::INSIDE6), internal.clone());
     }
+    if port.node_port.is_none() && service.external_ips6.is_empty() && service.balancer_ips6.is_empty() {
+        return;
+    }
+    let inside = if service.internal == Policy::Cluster { internal } else { group(Reach::Cluster) };
+    let outside = if service.external == Policy::Cluster { inside.clone() } else { group(Reach::External) };
+    let by_source = !sources(Reach::Balancer, service, Family::Ipv6).is_empty();
+    let balancer = if by_source { group(Reach::Balancer) } else { outside.clone() };
+    let mut add = |address: Option<Ipv6Addr>, number: u16, from_inside: bool, group: &GroupKey| {
+        if from_inside {
+            frontends.insert(at(address, number, port.protocol, Scope::INSIDE6), inside.clone());
+        }
+        frontends.insert(at(address, number, port.protocol, Scope::OUTSIDE6), group.clone());
+    };
+    if let Some(node_port) = port.node_port {
+        add(None, node_port, true, &outside);
+    }
+    for address in &service.external_ips6 {
+        add(Some(*address), port.port, true, &outside);
+    }
+    for address in &service.balancer_ips6 {
+        add(Some(*address), port.port, pods_may, &balancer);
+    }
+}
+
+/// Which endpoints may serve those that come from there.
+fn policy(reach: Reach, service: &Service) -> Policy {
+    match reach {
+        Reach::Internal => service.internal,
+        Reach::Cluster => Policy::Cluster,
+        Reach::External | Reach::Balancer => service.external,
+        Reach::Handed | Reach::HandedBalancer => Policy::Local,
+    }
+}
+
+/// Who of a family is served.
+fn sources(reach: Reach, service: &Service, family: Family) -> Vec<IpNet> {
+    if !matches!(reach, Reach::Balancer | Reach::HandedBalancer) {
+        return Vec::new();
+    }
+    let of = |range: &&IpNet| matches!(range, IpNet::V4(_)) == (family == Family::Ipv4);
+    service.sources.iter().filter(of).copied().collect()
 }
 
 /// A group without backends.
@@ -293,30 +390,25 @@ fn plan_port<'a>(
             service: service.name.clone(),
             port: port.name.clone(),
             protocol: port.protocol,
+            family: Family::Ipv4,
             reach,
         };
-        let policy = match reach {
-            Reach::Internal | Reach::Internal6 => service.internal,
-            Reach::Cluster => Policy::Cluster,
-            Reach::External | Reach::Balancer => service.external,
-            Reach::Handed | Reach::HandedBalancer => Policy::Local,
-        };
         plan.groups.entry(key.clone()).or_insert_with(|| {
-            let (mut backends, mut others) = members(port, slices.clone(), policy, node, service);
+            let (mut backends, mut others) =
+                members(port, slices.clone(), policy(reach, service), node, service);
             // What was handed on is served, though its backend here has gone meanwhile.
             if backends.is_empty() && matches!(reach, Reach::Handed | Reach::HandedBalancer) {
                 (backends, others) = members(port, slices.clone(), Policy::Cluster, node, service);
             }
             let handed_on = dsr && matches!(reach, Reach::External | Reach::Balancer);
             let via = backends.iter().filter(|_| handed_on);
-            let by_source = matches!(reach, Reach::Balancer | Reach::HandedBalancer);
             Group {
                 weights: weights(&backends),
                 via: via
                     .map(|serving| node.neighbours.get(serving.endpoint.node.as_deref()?).copied())
                     .collect(),
                 backends: backends.into_iter().map(|serving| serving.place).collect(),
-                sources: if by_source { service.sources.clone() } else { Vec::new() },
+                sources: sources(reach, service, Family::Ipv4),
                 others,
                 ..like(service)
             }
@@ -333,13 +425,11 @@ fn plan_port<'a>(
         let inside = if service.internal == Policy::Cluster { internal } else { group(Reach::Cluster) };
         let outside =
             if service.external == Policy::Cluster && !dsr { inside.clone() } else { group(Reach::External) };
-        let balancer = if service.sources.is_empty() { outside.clone() } else { group(Reach::Balancer) };
+        let by_source = !sources(Reach::Balancer, service, Family::Ipv4).is_empty();
+        let balancer = if by_source { group(Reach::Balancer) } else { outside.clone() };
         let handed = dsr.then(|| group(Reach::Handed));
-        let handed_balancer = if service.sources.is_empty() {
-            handed.clone()
-        } else {
-            dsr.then(|| group(Reach::HandedBalancer))
-        };
+        let handed_balancer =
+            if by_source { dsr.then(|| group(Reach::HandedBalancer)) } else { handed.clone() };
         let mut add = |frontend: Frontend, from_inside: bool, group: &GroupKey, handed: &Option<GroupKey>| {
             if from_inside {
                 frontends.push((frontend, inside.clone()));
@@ -364,37 +454,60 @@ fn plan_port<'a>(
 pub fn plan_host_ports(name: ServiceName, pod: &HostPorts) -> ServicePlan {
     let mut plan = ServicePlan::absent(name.clone());
     for port in &pod.ports {
-        let key = GroupKey {
+        let key = |family| GroupKey {
             service: name.clone(),
             port: format!("{:?} {}", port.host, port.port).into(),
             protocol: port.protocol,
+            family,
             reach: Reach::Internal,
         };
-        let number = port.protocol.number();
-        let frontend = match port.host {
-            Some(address) => Frontend::new(u32::from_ne_bytes(address.octets()), port.port.to_be(), number),
-            None => Frontend::node_port(port.port.to_be(), number),
-        };
-        let backend = SocketAddrV4::new(pod.address, port.target);
-        plan.groups.insert(key.clone(), Group { backends: vec![backend], ..Group::default() });
-        plan.frontends.insert(frontend, key.clone());
-        plan.frontends.insert(frontend.scoped(Scope::OUTSIDE), key);
+        let host = port.host.as_ref();
+        if let Some(address) = pod.address
+            && host.is_none_or(IpAddr::is_ipv4)
+        {
+            let number = port.protocol.number();
+            let frontend = match host.and_then(ipv4) {
+                Some(host) => Frontend::new(u32::from_ne_bytes(host.octets()), port.port.to_be(), number),
+                None => Frontend::node_port(port.port.to_be(), number),
+            };
+            let backends = vec![SocketAddrV4::new(address, port.target)];
+            let key = key(Family::Ipv4);
+            plan.groups.insert(key.clone(), Group { backends, ..Group::default() });
+            plan.frontends.insert(frontend, key.clone());
+            plan.frontends.insert(frontend.scoped(Scope::OUTSIDE), key);
+        }
+        if let Some(address) = pod.address6
+            && host.is_none_or(IpAddr::is_ipv6)
+        {
+            let backends = vec![SocketAddrV6::new(address, port.target, 0, 0)];
+            let key = key(Family::Ipv6);
+            plan.six.groups.insert(key.clone(), Group6 { backends, ..Group6::default() });
+            for scope in [Scope::INSIDE6, Scope::OUTSIDE6] {
+                let address = host.and_then(ipv6);
+                let frontend = Frontend6 { address, port: port.port, protocol: port.protocol, scope };
+                plan.six.frontends.insert(frontend, key.clone());
+            }
+        }
     }
     plan
 }
 
 /// Whether the load balancer's sources take in this node's pods. Where they do not, a pod's packets are left
 /// to take their way, and are refused like anybody's.
-fn pods_may(service: &Service, node: &NodeIdentity) -> bool {
-    service.sources.is_empty()
-        || node.pods.is_some_and(|pods| service.sources.iter().any(|range| range.covers(&pods)))
+fn pods_may(service: &Service, node: &NodeIdentity, family: Family) -> bool {
+    let pods = match family {
+        Family::Ipv4 => node.pods.and_then(|pods| IpNet::new(pods.net().into(), pods.prefix()).ok()),
+        Family::Ipv6 => node.pods6.map(IpNet::V6),
+    };
+    let ranges = sources(Reach::Balancer, service, family);
+    ranges.is_empty() || pods.is_some_and(|pods| ranges.iter().any(|range| range.contains(&pods)))
 }
 
 /// Whether this node announces a load balancer's address: one of those that can serve, the same for all who
 /// ask, and another one for another address.
 fn announces<'a>(
     service: &Service,
-    address: Ipv4Addr,
+    address: IpAddr,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     node: &NodeIdentity,
 ) -> bool {
@@ -402,7 +515,7 @@ fn announces<'a>(
     if service.external == Policy::Local {
         let serving =
             slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready || endpoint.draining);
-        let serving = serving.filter(|endpoint| endpoint.address.is_ipv4());
+        let serving = serving.filter(|endpoint| endpoint.address.is_ipv4() == address.is_ipv4());
         able.extend(serving.filter_map(|endpoint| endpoint.node.as_deref()));
         able.retain(|name| node.ready.contains(*name));
     }
@@ -410,7 +523,11 @@ fn announces<'a>(
         able.extend(node.ready.iter().map(|name| &**name));
     }
     let rank = |name: &&str| {
-        let bytes = address.octets().into_iter().chain(name.bytes());
+        let octets = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let bytes = octets.into_iter().chain(name.bytes());
         // FNV-1a, with the bits that change least stirred in at the end.
         let hash = bytes.fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)

@@ -11,7 +11,7 @@ use pith_abi::{Frontend, Scope};
 
 use crate::{
     annotations::Forwarding,
-    plan::{NodeIdentity, Reach, plan, plan_service},
+    plan::{Frontend6, NodeIdentity, Reach, plan, plan_service},
     service::{Endpoint, Policy, Protocol, Service, ServiceName, ServicePort, Slice, service, slice},
 };
 
@@ -178,8 +178,13 @@ fn each_family_has_its_own_endpoints() {
         let plan = plan_service(&service(policy, cluster_ips), [&four, &six].into_iter(), &node());
         let internal = plan.groups.iter().find(|(key, _)| key.reach == Reach::Internal);
         assert_eq!(internal.map(|(_, group)| group.backends.len()), in4, "{name}");
-        assert_eq!(plan.frontends.is_empty(), in4.is_none(), "{name}: node ports are those of IPv4");
-        let at = (SocketAddrV6::new(host(0x10), 80, 0, 0), Protocol::Tcp);
+        assert_eq!(plan.frontends.is_empty(), in4.is_none(), "{name}");
+        let at = |address, port, scope| Frontend6 { address, port, protocol: Protocol::Tcp, scope };
+        for scope in [Scope::INSIDE6, Scope::OUTSIDE6] {
+            let node_port = plan.six.frontends.contains_key(&at(None, 30_080, scope));
+            assert_eq!(node_port, in6.is_some(), "{name}: node port of IPv6, {scope}");
+        }
+        let at = at(Some(host(0x10)), 80, Scope::INSIDE6);
         let group = plan.six.frontends.get(&at).map(|key| &plan.six.groups[key]);
         assert_eq!(group.map(|group| hosts(&group.backends)).as_deref(), in6, "{name}");
         if let Some(group) = group.filter(|_| !others.is_empty()) {

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::{
     bpffs::Pins,
-    datapath::{DatapathError, FROM_POD, TO_POD},
+    datapath::{DatapathError, FROM_POD, FROM_POD_DUAL, TO_POD, TO_POD_DUAL},
     filters::{Classifier, FilterError, Filters, Side},
     links::{LinkChange, LinkChanges},
     loaded::Programs,
@@ -29,6 +29,7 @@ use crate::{
 pub(crate) struct PodLinks {
     prefix: String,
     programs: Programs,
+    dual: bool,
     /// Loaded with the first pod's link.
     classifiers: Option<[Classifier; 2]>,
     filters: Filters,
@@ -36,11 +37,13 @@ pub(crate) struct PodLinks {
 }
 
 impl PodLinks {
-    /// Those of the calling thread's network namespace whose names begin with `prefix`.
-    pub(crate) fn open(prefix: &str, programs: Programs) -> Result<Self, DatapathError> {
+    /// Those of the calling thread's network namespace whose names begin with `prefix`. With `dual` packets of IPv6 are
+    /// looked at too.
+    pub(crate) fn open(prefix: &str, programs: Programs, dual: bool) -> Result<Self, DatapathError> {
         Ok(Self {
             prefix: prefix.to_owned(),
             programs,
+            dual,
             classifiers: None,
             filters: Filters::open()?,
             attached: BTreeSet::new(),
@@ -65,7 +68,7 @@ impl PodLinks {
         }
         let classifiers = match &mut self.classifiers {
             Some(loaded) => loaded,
-            none => none.insert(load(&self.programs)?),
+            none => none.insert(load(&self.programs, self.dual)?),
         };
         match self.filters.attach(index, classifiers) {
             Ok(()) => {
@@ -97,9 +100,10 @@ impl PodLinks {
     }
 }
 
-fn load(programs: &Programs) -> Result<[Classifier; 2], DatapathError> {
-    let from_pod = programs.classifier(FROM_POD)?;
-    let to_pod = programs.classifier(TO_POD)?;
+fn load(programs: &Programs, dual: bool) -> Result<[Classifier; 2], DatapathError> {
+    let (from_pod, to_pod) = if dual { (FROM_POD_DUAL, TO_POD_DUAL) } else { (FROM_POD, TO_POD) };
+    let from_pod = programs.classifier(from_pod)?;
+    let to_pod = programs.classifier(to_pod)?;
     Ok([
         Classifier { name: FROM_POD, side: Side::Ingress, program: from_pod },
         Classifier { name: TO_POD, side: Side::Egress, program: to_pod },
@@ -131,7 +135,8 @@ pub(crate) fn remove(folder: &Path) -> Result<(), DatapathError> {
     // A program that went meanwhile is at no interface.
     let programs = loaded_programs().filter_map(Result::ok);
     let ours = programs.filter(|program| {
-        [FROM_POD, TO_POD].map(Some).contains(&program.name_as_str())
+        let known = [FROM_POD, TO_POD, FROM_POD_DUAL, TO_POD_DUAL];
+        known.map(Some).contains(&program.name_as_str())
             && matches!(program.map_ids(), Ok(Some(maps)) if maps.contains(&map.id()))
     });
     let ours: Vec<u32> = ours.map(|program| program.id()).collect();

@@ -9,7 +9,7 @@ use std::{
     convert::Infallible,
     fmt::Debug,
     future::pending,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     pin::{Pin, pin},
     time::{Duration, Instant},
 };
@@ -30,17 +30,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    cidr::Cidr,
-    datapath::{Datapath, DatapathError, be},
+    datapath::{Datapath, DatapathError},
     flows::COLLECT_EVERY,
     health,
     limit::Limit,
     news::{self, News, Newsroom},
     plan::{NodeIdentity, ServicePlan},
     pods::{self, PodLinks},
-    service::{self, ServiceName},
+    service::{self, ServiceName, ipv6},
     table::{ApplyError, Table},
-    world::{self, Change, Event, World},
+    world::{self, Change, Event, Nodes, World},
 };
 
 /// Events taken in before the maps are written, so that a steady stream cannot put that off for ever.
@@ -160,11 +159,11 @@ struct Driver {
     news: Newsroom,
     /// How often a flow had found the table full.
     flows_refused: u64,
-    others: BTreeSet<Ipv4Addr>,
+    others: BTreeSet<IpAddr>,
     /// Addresses that are reached from outside: which Services say so, and whether this node announces it.
-    outside: BTreeMap<Ipv4Addr, BTreeMap<ServiceName, bool>>,
+    outside: BTreeMap<IpAddr, BTreeMap<ServiceName, bool>>,
     /// Of those, what a former proxy left and nobody has said again.
-    unclaimed: BTreeSet<Ipv4Addr>,
+    unclaimed: BTreeSet<IpAddr>,
     health: health::Servers,
     /// Services whose packets are handed on.
     direct: BTreeSet<ServiceName>,
@@ -172,17 +171,21 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(datapath: Datapath, node: NodeIdentity, news: Newsroom) -> Result<Self, DatapathError> {
+    fn new(mut datapath: Datapath, node: NodeIdentity, news: Newsroom) -> Result<Self, DatapathError> {
         let flows_refused = datapath.maps.reason(Reason::FlowTableFull)?;
         if let Some((interface, why)) = datapath.no_xdp.clone() {
             news.tell(News::NoXdp { interface, why });
         }
-        let table = Table::adopt(&datapath.maps, datapath.table_limits)?;
+        let mut table = Table::adopt(&datapath.maps, datapath.table_limits)?;
+        let own = datapath.own.iter().filter_map(ipv6).collect();
+        table.hold(&mut datapath.maps, &nodes_name(), &own)?;
         let known = datapath.maps.node_classes()?;
-        let of = |bit| {
+        let of = |bit| -> BTreeSet<IpAddr> {
             let those = known.iter().filter(move |(_, class)| class.0 & bit != 0);
-            those.map(|(addr_be, _)| Ipv4Addr::from(addr_be.to_ne_bytes())).collect()
+            let place = |addr_be: &u32| SocketAddrV4::new(Ipv4Addr::from(addr_be.to_ne_bytes()), 0);
+            those.map(|(addr_be, _)| datapath.maps.real(place(addr_be)).ip()).collect()
         };
+        let (others, unclaimed) = (of(NodeClass::OTHER), of(NodeClass::SERVICE));
         Ok(Self {
             datapath,
             table,
@@ -190,9 +193,9 @@ impl Driver {
             failed: BTreeMap::new(),
             news,
             flows_refused,
-            others: of(NodeClass::OTHER),
+            others,
             outside: BTreeMap::new(),
-            unclaimed: of(NodeClass::SERVICE),
+            unclaimed,
             health: health::Servers::default(),
             direct: BTreeSet::new(),
             adopting: true,
@@ -215,8 +218,8 @@ impl Driver {
         if !self.world.complete() {
             return Ok(());
         }
-        if let Some((pod_cidr, others)) = self.world.take_nodes(&self.datapath.near) {
-            self.set_nodes(pod_cidr, &others)?;
+        if let Some(nodes) = self.world.take_nodes(&self.datapath.near) {
+            self.set_nodes(nodes)?;
         }
         for service in self.failed.keys() {
             self.world.mark(service.clone());
@@ -282,9 +285,12 @@ impl Driver {
 
     /// Says at which addresses a Service is reached from outside. Several may share one.
     fn set_outside(&mut self, plan: &ServicePlan) -> Result<(), DatapathError> {
-        let mut changed: BTreeSet<Ipv4Addr> = plan.outside.keys().copied().collect();
+        let four = plan.outside.iter().map(|(address, here)| (IpAddr::from(*address), *here));
+        let six = plan.six.outside.iter().map(|(address, here)| (IpAddr::from(*address), *here));
+        let outside: BTreeMap<IpAddr, bool> = four.chain(six).collect();
+        let mut changed: BTreeSet<IpAddr> = outside.keys().copied().collect();
         for (address, services) in &mut self.outside {
-            if services.contains_key(&plan.service) && !plan.outside.contains_key(address) {
+            if services.contains_key(&plan.service) && !outside.contains_key(address) {
                 services.remove(&plan.service);
                 changed.insert(*address);
             }
@@ -292,7 +298,7 @@ impl Driver {
         for address in changed {
             let services = self.outside.entry(address).or_default();
             let before = announced(services);
-            if let Some(here) = plan.outside.get(&address) {
+            if let Some(here) = outside.get(&address) {
                 services.insert(plan.service.clone(), *here);
             }
             let now = announced(services);
@@ -308,22 +314,22 @@ impl Driver {
         Ok(())
     }
 
-    fn set_nodes(
-        &mut self,
-        pod_cidr: Option<Cidr>,
-        others: &BTreeSet<Ipv4Addr>,
-    ) -> Result<(), DatapathError> {
-        if let Some(cidr) = pod_cidr {
+    fn set_nodes(&mut self, nodes: Nodes) -> Result<(), DatapathError> {
+        if let Some(cidr) = nodes.pods {
             self.datapath.set_pod_cidr(cidr)?;
         }
-        let own = self.datapath.own.clone();
-        for gone in self.others.difference(others).filter(|address| !own.contains(address)) {
-            self.datapath.maps.remove_node_class(be(*gone))?;
+        if let Some(cidr) = nodes.pods6 {
+            self.datapath.set_pod_cidr6(cidr)?;
         }
-        for new in others.difference(&self.others) {
+        for gone in self.others.difference(&nodes.others) {
+            self.datapath.forget_node(*gone)?;
+        }
+        for new in nodes.others.difference(&self.others) {
             self.datapath.set_other_node(*new)?;
         }
-        self.others.clone_from(others);
+        let known = self.datapath.own.iter().chain(&nodes.others).filter_map(ipv6).collect();
+        self.table.hold(&mut self.datapath.maps, &nodes_name(), &known).map_err(DatapathError::Map)?;
+        self.others = nodes.others;
         Ok(())
     }
 
@@ -351,6 +357,9 @@ impl Driver {
             }
             Err(error) => warn!(%error, "flows that are over were not collected; tried again soon"),
         }
+        if !adopting && let Err(error) = self.datapath.collect_addresses(&self.table.stand_ins()) {
+            warn!(%error, "IPv6 addresses of former clients stay in the maps; tried again soon");
+        }
         match self.datapath.maps.reason(Reason::FlowTableFull) {
             Ok(refused) if refused > self.flows_refused => {
                 let (refused, before) = (refused, std::mem::replace(&mut self.flows_refused, refused));
@@ -361,6 +370,11 @@ impl Driver {
             Err(error) => warn!(%error, "whether the flow table is full is not known"),
         }
     }
+}
+
+/// In whose name nodes' addresses are held; no Service has it.
+fn nodes_name() -> ServiceName {
+    ServiceName("nodes".into())
 }
 
 /// Whether this node announces an address; `None` where no Service has it.

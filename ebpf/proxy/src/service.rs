@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::{IpNet, Ipv6Net};
 use k8s_openapi::api::{
     core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService},
     discovery::v1::EndpointSlice as ApiSlice,
@@ -86,14 +87,15 @@ pub struct ServicePort {
 pub struct Service {
     pub name: ServiceName,
     pub cluster_ips: Vec<Ipv4Addr>,
-    /// At which it is reached from pods' sockets.
     pub cluster_ips6: Vec<Ipv6Addr>,
     /// Addresses that somebody else brings to nodes.
     pub external_ips: Vec<Ipv4Addr>,
+    pub external_ips6: Vec<Ipv6Addr>,
     /// Addresses that a load balancer has given.
     pub balancer_ips: Vec<Ipv4Addr>,
-    /// Who may use the load balancer's addresses; all where it is empty.
-    pub sources: Vec<Cidr>,
+    pub balancer_ips6: Vec<Ipv6Addr>,
+    /// Who may use the load balancer's addresses; all of a family that is not named.
+    pub sources: Vec<IpNet>,
     pub ports: Vec<ServicePort>,
     pub annotations: Annotations,
     /// Where load balancers ask whether this node has endpoints.
@@ -112,7 +114,9 @@ impl Service {
             cluster_ips: Vec::new(),
             cluster_ips6: Vec::new(),
             external_ips: Vec::new(),
+            external_ips6: Vec::new(),
             balancer_ips: Vec::new(),
+            balancer_ips6: Vec::new(),
             sources: Vec::new(),
             ports: Vec::new(),
             annotations: Annotations::default(),
@@ -169,7 +173,9 @@ pub struct Slice {
 pub struct Node {
     pub name: Arc<str>,
     pub addresses: Vec<Ipv4Addr>,
+    pub addresses6: Vec<Ipv6Addr>,
     pub pod_cidr: Option<Cidr>,
+    pub pod_cidr6: Option<Ipv6Net>,
     pub zone: Option<Arc<str>>,
     pub ready: bool,
 }
@@ -177,7 +183,8 @@ pub struct Node {
 /// A pod of this node that has ports of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts {
-    pub address: Ipv4Addr,
+    pub address: Option<Ipv4Addr>,
+    pub address6: Option<Ipv6Addr>,
     pub ports: Vec<HostPort>,
 }
 
@@ -185,7 +192,7 @@ pub struct HostPorts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostPort {
     /// At this address of the node, or at all of them.
-    pub host: Option<Ipv4Addr>,
+    pub host: Option<IpAddr>,
     pub port: u16,
     pub protocol: Protocol,
     pub target: u16,
@@ -233,12 +240,15 @@ pub fn service(object: &ApiService) -> Option<Service> {
         cluster_ips: cluster.iter().filter_map(ipv4).collect(),
         cluster_ips6: cluster.iter().filter_map(ipv6).collect(),
         external_ips: addresses(spec.external_ips.iter().flatten()),
+        external_ips6: addresses(spec.external_ips.iter().flatten()),
         balancer_ips: balancer_ips(object),
+        balancer_ips6: balancer_ips(object),
         sources: spec
             .load_balancer_source_ranges
             .iter()
             .flatten()
-            .filter_map(|range| range.trim().parse().ok())
+            .filter_map(|range| range.trim().parse::<IpNet>().ok())
+            .map(|range| range.trunc())
             .collect(),
         ports: ports.collect(),
         annotations: Annotations::parse(object.annotations()),
@@ -272,7 +282,7 @@ pub(crate) fn ipv6(address: &IpAddr) -> Option<Ipv6Addr> {
 }
 
 /// Those at which nodes see the packets; what a balancer answers itself (ipMode Proxy) is its own.
-fn balancer_ips(object: &ApiService) -> Vec<Ipv4Addr> {
+fn balancer_ips<A: FromStr>(object: &ApiService) -> Vec<A> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
     addresses(
@@ -331,15 +341,22 @@ pub fn slice(object: &ApiSlice) -> Option<Slice> {
 }
 
 pub fn node(object: &ApiNode) -> Node {
-    let addresses = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
     let wanted = |kind: &str| matches!(kind, "InternalIP" | "ExternalIP");
+    let own = || {
+        let all = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        all.filter(|address| wanted(&address.type_)).map(|address| &address.address)
+    };
+    // The one of each family; older nodes name the first only.
+    let cidrs = || {
+        let spec = object.spec.iter();
+        spec.flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr))
+    };
     Node {
         name: object.name_any().into(),
-        addresses: addresses
-            .filter(|address| wanted(&address.type_))
-            .filter_map(|address| address.address.parse().ok())
-            .collect(),
-        pod_cidr: object.spec.as_ref().and_then(|spec| spec.pod_cidr.as_ref()?.parse().ok()),
+        addresses: addresses(own()),
+        addresses6: addresses(own()),
+        pod_cidr: cidrs().find_map(|cidr| cidr.parse().ok()),
+        pod_cidr6: cidrs().find_map(|cidr| cidr.parse().ok()),
         zone: object.labels().get(ZONE).map(|zone| zone.as_str().into()),
         ready: object
             .status
@@ -364,13 +381,16 @@ pub fn host_ports(object: &ApiPod) -> Option<HostPorts> {
                     .host_ip
                     .as_ref()
                     .and_then(|ip| ip.parse().ok())
-                    .filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
+                    .filter(|ip: &IpAddr| !ip.is_unspecified()),
                 port: number(port.host_port?)?,
                 protocol: Protocol::parse(port.protocol.as_deref())?,
                 target: number(port.container_port)?,
             })
         })
         .collect();
-    let address = status.pod_ip.as_ref()?.parse().ok()?;
-    if ports.is_empty() { None } else { Some(HostPorts { address, ports }) }
+    let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip);
+    let all: Vec<IpAddr> = addresses(all);
+    let (address, address6) = (all.iter().find_map(ipv4), all.iter().find_map(ipv6));
+    let known = address.is_some() || address6.is_some();
+    (known && !ports.is_empty()).then_some(HostPorts { address, address6, ports })
 }

@@ -4,15 +4,17 @@
 //!  unknown ──a plan names it──► used ──no plan names it──► resting ──minutes later──► unknown
 //!                                 ▲──────a plan names it──────┘
 //! ```
-//! Invariant: an address keeps its stand-in for as long as it is used or resting, also over a restart. A stand-in
-//! that became free waits until every other was given: sockets may remember it for as long as they live.
+//! Programs give stand-ins by the same rule to whom flows begin with, so that an address may have one before it is
+//! known here, and keep it afterwards.
+//!
+//! Invariant: an address keeps its stand-in for as long as it is used or resting, also over a restart.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
 };
 
-use pith_abi::{Address6, Frontend, Scope, StandIn};
+use pith_abi::{Frontend, StandIn};
 
 use crate::{
     maps::{MapAccess, ServiceMaps},
@@ -31,11 +33,8 @@ pub(crate) struct StandIns {
     used: HashMap<ServiceName, BTreeSet<Ipv6Addr>>,
     /// In the order in which they began to rest, with that round.
     resting: VecDeque<(u64, Ipv6Addr)>,
-    free: VecDeque<u32>,
-    /// The first index that was never given.
-    next: u32,
-    /// How many elements ADDRESSES has; the first is none's.
-    size: u32,
+    /// How many addresses plans may name.
+    limit: u32,
     round: u64,
 }
 
@@ -48,38 +47,39 @@ struct Known {
     since: u64,
 }
 
-/// No stand-in is free, or the maps refuse.
+/// As many are known as may be, or the maps refuse.
 #[derive(Debug)]
 pub(crate) enum NoStandIn {
     Full,
     Map(MapAccess),
 }
 
-/// Groups and frontends of a plan's IPv6 part, as the maps hold them.
+/// A plan's IPv6 part, as the maps hold it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolved {
     pub(crate) groups: BTreeMap<GroupKey, Group>,
     pub(crate) frontends: BTreeMap<Frontend, GroupKey>,
+    pub(crate) addresses: BTreeSet<Ipv4Addr>,
 }
 
 impl StandIns {
-    /// Takes over what the maps hold; what no plan names in time is forgotten.
-    pub(crate) fn adopt(maps: &impl ServiceMaps, size: u32) -> Result<Self, MapAccess> {
-        let mut standins = Self { size, next: 1, ..Self::default() };
-        for (address, standin) in maps.addresses()? {
-            let address = Ipv6Addr::from(address.octets());
-            standins.next = standins.next.max(standin.index() + 1);
-            standins.known.insert(address, Known { standin, services: 0, since: 0 });
-            standins.resting.push_back((0, address));
-        }
-        let given: BTreeSet<u32> = standins.known.values().map(|known| known.standin.index()).collect();
-        standins.free = (1..standins.next).filter(|index| !given.contains(index)).collect();
-        Ok(standins)
+    pub(crate) fn new(limit: u32) -> Self {
+        Self { limit, ..Self::default() }
     }
 
     /// How many addresses are known.
     pub(crate) fn len(&self) -> usize {
         self.known.len()
+    }
+
+    /// The stand-ins of all of them.
+    pub(crate) fn all(&self) -> HashSet<StandIn> {
+        self.known.values().map(|known| known.standin).collect()
+    }
+
+    /// The stand-in of an address that a plan names.
+    pub(crate) fn of(&self, address: Ipv6Addr) -> Option<StandIn> {
+        self.known.get(&address).map(|known| known.standin)
     }
 
     /// Gives every address of a Service's plan its stand-in, and says why some have none: what needs those is left
@@ -101,13 +101,21 @@ impl StandIns {
             }
         }
         let groups = six.groups.iter().map(|(key, group)| (key.clone(), self.group(group)));
-        let frontends = six.frontends.iter().filter_map(|((place, protocol), key)| {
-            let place = self.place(place)?;
-            let addr_be = u32::from_ne_bytes(place.ip().octets());
-            let frontend = Frontend::new(addr_be, place.port().to_be(), protocol.number());
-            Some((frontend.scoped(Scope::INSIDE6), key.clone()))
+        let frontends = six.frontends.iter().filter_map(|(frontend, key)| {
+            let addr_be = match frontend.address {
+                Some(address) => self.of(address)?.addr_be,
+                None => 0,
+            };
+            let place = Frontend::new(addr_be, frontend.port.to_be(), frontend.protocol.number());
+            Some((place.scoped(frontend.scope), key.clone()))
         });
-        (Resolved { groups: groups.collect(), frontends: frontends.collect() }, lacking)
+        let addresses = six.inside.iter().filter_map(|address| self.of(*address)).map(shown);
+        let resolved = Resolved {
+            groups: groups.collect(),
+            frontends: frontends.collect(),
+            addresses: addresses.collect(),
+        };
+        (resolved, lacking)
     }
 
     /// The plan is in the maps: addresses that it does not name begin to rest.
@@ -129,8 +137,8 @@ impl StandIns {
         }
     }
 
-    /// A round has passed.
-    pub(crate) fn tick(&mut self, maps: &mut impl ServiceMaps) -> Result<(), MapAccess> {
+    /// A round has passed. What is forgotten here is taken from the maps when no flow has it any more.
+    pub(crate) fn tick(&mut self) {
         self.round += 1;
         while let Some((since, address)) = self.resting.front().copied()
             && since + ROUNDS < self.round
@@ -140,13 +148,10 @@ impl StandIns {
                 && known.services == 0
                 && known.since == since
             {
-                maps.remove_address(Address6::from_octets(address.octets()))?;
-                self.free.push_back(known.standin.index());
                 self.known.remove(&address);
             }
             self.resting.pop_front();
         }
-        Ok(())
     }
 
     fn take(&mut self, maps: &mut impl ServiceMaps, address: Ipv6Addr) -> Result<(), NoStandIn> {
@@ -154,18 +159,13 @@ impl StandIns {
             known.services += 1;
             return Ok(());
         }
-        let fresh = (self.next < self.size.min(StandIn::MAX)).then_some(self.next);
-        let index = fresh.or_else(|| self.free.front().copied()).ok_or(NoStandIn::Full)?;
-        let standin = StandIn::new(index);
-        match maps.set_address(Address6::from_octets(address.octets()), standin) {
+        if self.known.len() >= self.limit as usize {
+            return Err(NoStandIn::Full);
+        }
+        let standin = match maps.stand_in(address) {
             Err(MapAccess::Full { .. }) => return Err(NoStandIn::Full),
             other => other.map_err(NoStandIn::Map)?,
-        }
-        if fresh.is_some() {
-            self.next += 1;
-        } else {
-            self.free.pop_front();
-        }
+        };
         self.known.insert(address, Known { standin, services: 1, since: 0 });
         Ok(())
     }
@@ -186,7 +186,11 @@ impl StandIns {
 
     /// The stand-in's, where the address has one.
     fn place(&self, place: &SocketAddrV6) -> Option<SocketAddrV4> {
-        let standin = self.known.get(place.ip())?.standin;
-        Some(SocketAddrV4::new(Ipv4Addr::from(standin.addr_be.to_ne_bytes()), place.port()))
+        Some(SocketAddrV4::new(shown(self.of(*place.ip())?), place.port()))
     }
+}
+
+/// As the maps' other addresses are handled.
+fn shown(standin: StandIn) -> Ipv4Addr {
+    Ipv4Addr::from(standin.addr_be.to_ne_bytes())
 }

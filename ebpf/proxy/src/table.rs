@@ -10,11 +10,11 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
-use pith_abi::{Frontend, FrontendTarget, Head, MAX_BACKENDS_A_SERVICE, Scope, Service, map_name};
+use pith_abi::{Frontend, FrontendTarget, Head, MAX_BACKENDS_A_SERVICE, Scope, Service, StandIn, map_name};
 
 use crate::{
     flows::Asked,
@@ -88,7 +88,7 @@ impl Table {
             adopted_groups: BTreeMap::new(),
             adopted_frontends: BTreeMap::new(),
             adopted_addresses: BTreeSet::new(),
-            standins: StandIns::adopt(maps, limits.addresses)?,
+            standins: StandIns::new(limits.addresses),
             slots: Slots::new(limits.backends.min(pith_abi::MAX_SLOTS)),
             indexes: Slots::new(limits.services),
             limits,
@@ -96,7 +96,7 @@ impl Table {
         };
         let mut sources = maps.sources()?;
         for (frontend, target) in maps.frontends()? {
-            if frontend.scope == Scope::GONE {
+            if matches!(frontend.scope, Scope::GONE | Scope::GONE6) {
                 table.gone.adopt(frontend);
                 continue;
             }
@@ -139,6 +139,7 @@ impl Table {
             let whole = whole.insert(plan.clone());
             whole.groups.extend(resolved.groups);
             whole.frontends.extend(resolved.frontends);
+            whole.addresses.extend(resolved.addresses);
         }
         let failed = self.apply_resolved(maps, whole.as_ref().unwrap_or(plan));
         // Where something failed an old generation may go on, and needs its addresses.
@@ -234,7 +235,30 @@ impl Table {
     /// Lets time pass for what is remembered of backends that are gone.
     pub fn tick(&mut self, maps: &mut impl ServiceMaps) -> Result<(), MapAccess> {
         self.gone.tick(maps)?;
-        self.standins.tick(maps)
+        self.standins.tick();
+        Ok(())
+    }
+
+    /// Says which IPv6 addresses somebody uses who has no plan.
+    pub(crate) fn hold(
+        &mut self,
+        maps: &mut impl ServiceMaps,
+        holder: &ServiceName,
+        addresses: &BTreeSet<Ipv6Addr>,
+    ) -> Result<(), MapAccess> {
+        let six = Six { inside: addresses.clone(), ..Six::default() };
+        match self.standins.resolve(maps, holder, &six).1 {
+            None => {}
+            Some(NoStandIn::Full) => return Err(MapAccess::Full { map: map_name::ADDRESSES }),
+            Some(NoStandIn::Map(error)) => return Err(error),
+        }
+        self.standins.settle(holder, &six);
+        Ok(())
+    }
+
+    /// Those of all that are used, or were lately.
+    pub(crate) fn stand_ins(&self) -> HashSet<StandIn> {
+        self.standins.all()
     }
 
     /// How full the maps are: name, entries, and how many there can be.
@@ -275,7 +299,11 @@ impl Table {
         let Asked { place, protocol } = asked;
         let own = Frontend::new(u32::from_ne_bytes(place.ip().octets()), place.port().to_be(), protocol);
         let frontends = [own, Frontend::node_port(place.port().to_be(), protocol)];
-        let known = frontends.iter().find_map(|at| self.frontends.get(&at.scoped(Scope::OUTSIDE)));
+        let scope = match StandIn::of(own.addr_be) {
+            Some(_) => Scope::OUTSIDE6,
+            None => Scope::OUTSIDE,
+        };
+        let known = frontends.iter().find_map(|at| self.frontends.get(&at.scoped(scope)));
         known.map(|(service, _)| service)
     }
 
@@ -392,7 +420,7 @@ impl Table {
         if owned.addresses.contains(&address) {
             return Ok(());
         }
-        let frontend = Frontend::address(u32::from_ne_bytes(address.octets()));
+        let frontend = at(address);
         if !self.addresses.contains_key(&address) && !self.adopted_addresses.remove(&frontend) {
             self.set_frontend(maps, service, &frontend, FrontendTarget::NO_SERVICE)?;
         }
@@ -406,7 +434,7 @@ impl Table {
             self.addresses.insert(address, services - 1);
             return Ok(());
         }
-        maps.remove_frontend(&Frontend::address(u32::from_ne_bytes(address.octets())))?;
+        maps.remove_frontend(&at(address))?;
         self.addresses.remove(&address);
         Ok(())
     }
@@ -488,6 +516,15 @@ impl Table {
         self.slots.free(placed.run);
         self.indexes.free(Run { first: placed.index, count: 1 });
         Ok(())
+    }
+}
+
+/// What stands for an address whatever the port, also a stand-in's.
+fn at(address: Ipv4Addr) -> Frontend {
+    let frontend = Frontend::address(u32::from_ne_bytes(address.octets()));
+    match StandIn::of(frontend.addr_be) {
+        Some(_) => frontend.scoped(Scope::INSIDE6),
+        None => frontend,
     }
 }
 

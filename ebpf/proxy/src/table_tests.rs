@@ -6,21 +6,22 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use pith_abi::{
-    Address6, Backend, Frontend, FrontendTarget, Head, Service as Entry, SourceKey, StandIn, map_name,
+    Backend, Frontend, FrontendTarget, Head, Known6, Service as Entry, SourceKey, StandIn, map_name,
 };
 use pith_core::{
     Tables,
     host::Memory,
     select::{Client, Selection, select},
+    six::Addresses,
 };
 use proptest::prelude::*;
 
 use crate::{
-    cidr::Cidr,
     limit::{Limit, TableLimits},
     maps::{MapAccess, ServiceMaps},
-    plan::{Group, GroupKey, Reach, ServicePlan},
+    plan::{Family, Group, GroupKey, Reach, ServicePlan},
     service::{Protocol, ServiceName},
     table::{ApplyError, Table},
 };
@@ -34,11 +35,15 @@ pub(crate) struct Watched {
     memory: Memory,
     /// Backends of which a lookup must find one, by frontend; where there are none it must find none.
     allowed: BTreeMap<Frontend, HashSet<SocketAddrV4>>,
-    pub(crate) addresses: BTreeMap<Address6, StandIn>,
     writes: usize,
 }
 
 impl Watched {
+    /// The IPv6 addresses that are known, and by what.
+    pub(crate) fn addresses(&self) -> BTreeMap<StandIn, Known6> {
+        self.memory.addresses.borrow().iter().map(|(standin, known)| (*standin, *known)).collect()
+    }
+
     pub(crate) fn lookup(&self, frontend: &Frontend) -> Option<SocketAddrV4> {
         let index = self.memory.frontend(frontend)?.service(frontend)?;
         match select(&self.memory, index, Client::Socket) {
@@ -104,38 +109,42 @@ impl ServiceMaps for Watched {
         Ok(())
     }
 
-    fn sources(&self) -> Result<BTreeMap<u32, Vec<Cidr>>, MapAccess> {
-        let mut all: BTreeMap<u32, Vec<Cidr>> = BTreeMap::new();
+    fn sources(&self) -> Result<BTreeMap<u32, Vec<IpNet>>, MapAccess> {
+        let mut all: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         for (prefix, key) in &*self.memory.sources.borrow() {
-            all.entry(key.service).or_default().extend(Cidr::new(key.addr_be.to_ne_bytes().into(), *prefix));
+            let net = IpNet::new(Ipv4Addr::from(key.addr_be.to_ne_bytes()).into(), *prefix);
+            all.entry(key.service).or_default().extend(net.ok());
         }
         Ok(all)
     }
 
-    fn set_sources(&mut self, service: u32, old: &[Cidr], new: &[Cidr]) -> Result<(), MapAccess> {
-        let key = |range: &Cidr| {
-            (range.prefix(), SourceKey { service, addr_be: u32::from_ne_bytes(range.net().octets()) })
+    fn set_sources(&mut self, service: u32, old: &[IpNet], new: &[IpNet]) -> Result<(), MapAccess> {
+        let key = |range: &IpNet| {
+            let IpNet::V4(range) = range else { panic!("{range} is no range of these tests") };
+            let addr_be = u32::from_ne_bytes(range.network().octets());
+            (range.prefix_len(), SourceKey { service, addr_be })
         };
         let mut sources = self.memory.sources.borrow_mut();
-        let all = |ranges: &[Cidr]| -> Vec<_> { ranges.iter().map(key).collect() };
+        let all = |ranges: &[IpNet]| -> Vec<_> { ranges.iter().map(key).collect() };
         sources.retain(|source| !all(old).contains(source) && !all(new).contains(source));
         sources.extend(all(new));
         Ok(())
     }
 
-    fn addresses(&self) -> Result<Vec<(Address6, StandIn)>, MapAccess> {
-        Ok(self.addresses.iter().map(|(address, standin)| (*address, *standin)).collect())
+    fn addresses(&self) -> Result<Vec<(StandIn, Known6)>, MapAccess> {
+        Ok(self.addresses().into_iter().collect())
     }
 
-    fn set_address(&mut self, address: Address6, standin: StandIn) -> Result<(), MapAccess> {
-        assert!((1..LIMITS.addresses).contains(&standin.index()));
-        assert!(!self.addresses.values().any(|used| *used == standin), "another address has it");
-        self.addresses.insert(address, standin);
-        Ok(())
+    fn known(&self, standin: StandIn) -> Result<Option<Known6>, MapAccess> {
+        Ok(self.memory.known(standin))
     }
 
-    fn remove_address(&mut self, address: Address6) -> Result<(), MapAccess> {
-        self.addresses.remove(&address);
+    fn seed(&self) -> Result<u64, MapAccess> {
+        Ok(1)
+    }
+
+    fn keep(&mut self, standin: StandIn, known: &Known6) -> Result<(), MapAccess> {
+        Addresses::keep(&self.memory, standin, known).expect("memory has room");
         Ok(())
     }
 
@@ -164,7 +173,13 @@ fn frontend(number: u8) -> Frontend {
 fn plan(number: u8, hosts: &[u8]) -> ServicePlan {
     let service = ServiceName::new("default", &format!("s{number}"));
     let port: Arc<str> = "".into();
-    let key = GroupKey { service: service.clone(), port, protocol: Protocol::Tcp, reach: Reach::Internal };
+    let key = GroupKey {
+        service: service.clone(),
+        port,
+        protocol: Protocol::Tcp,
+        family: Family::Ipv4,
+        reach: Reach::Internal,
+    };
     let backends = hosts.iter().map(|host| place(*host)).collect();
     ServicePlan {
         service,

@@ -4,8 +4,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
+
+use ipnet::Ipv6Net;
 
 use crate::{
     annotations::Forwarding,
@@ -179,7 +181,7 @@ impl World {
 
     /// Addresses of all other nodes and the pods of this one, where nodes changed since the last call.
     /// Services whose plans depend on what changed are planned anew. `near` are the networks on the uplink's own link.
-    pub fn take_nodes(&mut self, near: &[Cidr]) -> Option<(Option<Cidr>, BTreeSet<Ipv4Addr>)> {
+    pub fn take_nodes(&mut self, near: &[Cidr]) -> Option<Nodes> {
         if !std::mem::take(&mut self.nodes_dirty) {
             return None;
         }
@@ -195,6 +197,7 @@ impl World {
             name: self.node.name.clone(),
             zone: this.and_then(|node| node.zone.clone()),
             pods: this.and_then(|node| node.pod_cidr),
+            pods6: this.and_then(|node| node.pod_cidr6),
             ready: self
                 .nodes
                 .objects
@@ -204,21 +207,37 @@ impl World {
                 .collect(),
             neighbours: others().filter_map(neighbour).collect(),
         };
-        let others = others().flat_map(|node| node.addresses.iter().copied()).collect();
+        let others = others().flat_map(|node| {
+            let four = node.addresses.iter().map(|address| IpAddr::from(*address));
+            four.chain(node.addresses6.iter().map(|address| IpAddr::from(*address)))
+        });
+        let others = others.collect();
         if identity != self.node {
-            let all = identity.zone != self.node.zone || identity.pods != self.node.pods;
+            let pods = |node: &NodeIdentity| (node.pods, node.pods6);
+            let all = identity.zone != self.node.zone || pods(&identity) != pods(&self.node);
             let neighbours = identity.neighbours != self.node.neighbours;
             let concerned = |service: &&Service| {
                 let dsr = service.annotations.forwarding == Forwarding::Dsr;
-                all || !service.balancer_ips.is_empty() || (neighbours && dsr)
+                let balancer = !service.balancer_ips.is_empty() || !service.balancer_ips6.is_empty();
+                all || balancer || (neighbours && dsr)
             };
             self.dirty
                 .extend(self.services.objects.values().filter(concerned).map(|service| service.name.clone()));
         }
-        let pods = identity.pods;
+        let (pods, pods6) = (identity.pods, identity.pods6);
         self.node = identity;
-        Some((pods, others))
+        Some(Nodes { pods, pods6, others })
     }
+}
+
+/// What the maps hold of nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nodes {
+    /// This node's pods.
+    pub pods: Option<Cidr>,
+    pub pods6: Option<Ipv6Net>,
+    /// Addresses of all other nodes.
+    pub others: BTreeSet<IpAddr>,
 }
 
 /// What pods' ports of the node are planned under; no Service has such a name.

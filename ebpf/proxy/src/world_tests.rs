@@ -1,12 +1,16 @@
 //! What the API tells, in every order it may tell it.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use crate::{
     annotations::Forwarding,
     plan::{NodeIdentity, Reach},
     service::{Endpoint, Node, Protocol, Service, ServiceName, ServicePort, Slice},
-    world::{Change, Event, World},
+    world::{Change, Event, Nodes, World},
 };
 
 fn name(name: &str) -> ServiceName {
@@ -94,13 +98,21 @@ fn nodes_are_told_apart() {
     let node = |node: &str, host: u8| {
         let pod_cidr = format!("10.244.{host}.0/24").parse().ok();
         let addresses = vec![Ipv4Addr::new(172, 30, 0, host)];
-        let node_object = Node { name: node.into(), addresses, pod_cidr, zone: None, ready: true };
+        let node_object = Node {
+            name: node.into(),
+            addresses,
+            addresses6: Vec::new(),
+            pod_cidr,
+            pod_cidr6: None,
+            zone: None,
+            ready: true,
+        };
         Event::Node(Change::Is(name(node), Some(node_object)))
     };
     let mut world = world(vec![node("here", 2), node("there", 3), node("yonder", 4)]);
-    let (pod_cidr, others) = world.take_nodes(&[]).expect("they are new");
+    let Nodes { pods: pod_cidr, others, .. } = world.take_nodes(&[]).expect("they are new");
     assert_eq!(pod_cidr.map(|cidr| cidr.to_string()).as_deref(), Some("10.244.2.0/24"));
-    assert_eq!(others, BTreeSet::from([Ipv4Addr::new(172, 30, 0, 3), Ipv4Addr::new(172, 30, 0, 4)]));
+    assert_eq!(others, BTreeSet::from([3, 4].map(|host| IpAddr::from([172, 30, 0, host]))));
     assert_eq!(world.take_nodes(&[]), None);
     world.take(node("there", 3));
     assert_eq!(world.take_nodes(&[]), None, "nothing changed");
@@ -111,7 +123,15 @@ fn nodes_are_told_apart() {
 fn neighbours_are_handed_on_to() {
     let node = |node: &str, host: u8| {
         let addresses = vec![Ipv4Addr::new(172, 30, 0, host)];
-        let object = Node { name: node.into(), addresses, pod_cidr: None, zone: None, ready: true };
+        let object = Node {
+            name: node.into(),
+            addresses,
+            addresses6: Vec::new(),
+            pod_cidr: None,
+            pod_cidr6: None,
+            zone: None,
+            ready: true,
+        };
         Event::Node(Change::Is(name(node), Some(object)))
     };
     let Event::Service(Change::Is(_, Some(mut direct))) = service("a") else { unreachable!() };

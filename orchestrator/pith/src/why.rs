@@ -1,6 +1,6 @@
 //! `pith why`: what would happen to a packet on a replica, and why, out of its live maps.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -32,11 +32,10 @@ pub(crate) struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoDestination {
     #[error(
-        "{0:?} is none of ADDRESS:PORT/PROTO, SERVICE.NAMESPACE:PORT/PROTO (TCP, UDP, SCTP) and ADDRESS/ICMP"
+        "{0:?} is none of ADDRESS:PORT/PROTO ([ADDRESS]:PORT in IPv6), SERVICE.NAMESPACE:PORT/PROTO (TCP, UDP, SCTP) \
+         and ADDRESS/ICMP"
     )]
     Form(String),
-    #[error("{0:?} is of IPv6: packets are followed in IPv4 alone")]
-    Family(String),
 }
 
 impl FromStr for Destination {
@@ -52,26 +51,21 @@ impl FromStr for Destination {
             "ICMP" => Transport::Ping,
             _ => return Err(refuse()),
         };
-        if is_ipv6(place) {
-            return Err(NoDestination::Family(text.to_owned()));
-        }
-        let (host, port) = match (place.split_once(':'), transport) {
-            (None, Transport::Ping) => (place, 0),
-            (Some((host, port)), Transport::Tcp | Transport::Udp | Transport::Sctp) => {
-                (host, port.parse().map_err(|_| refuse())?)
+        let (host, port) = match transport {
+            Transport::Ping => (place, 0),
+            Transport::Tcp | Transport::Udp | Transport::Sctp => {
+                let (host, port) = place.rsplit_once(':').ok_or_else(refuse)?;
+                let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+                (inner.unwrap_or(host), port.parse().map_err(|_| refuse())?)
             }
-            (None | Some(_), _) => return Err(refuse()),
         };
-        if host.is_empty() {
+        // Without brackets nobody can tell where the address ends.
+        let six = host.parse::<Ipv6Addr>().is_ok();
+        if host.is_empty() || (host.contains(':') && !six) || (six && port != 0 && !place.starts_with('[')) {
             return Err(refuse());
         }
         Ok(Self { host: host.to_owned(), port, transport })
     }
-}
-
-/// With a port behind it or without.
-fn is_ipv6(text: &str) -> bool {
-    text.parse::<Ipv6Addr>().is_ok() || text.parse::<SocketAddrV6>().is_ok()
 }
 
 #[derive(Serialize)]
@@ -84,8 +78,11 @@ pub(crate) fn run(args: &WhyArgs) -> Result<()> {
     require_root("why")?;
     let cluster = Cluster::new(&args.cluster)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (source, of_pod) = runtime.block_on(source(&cluster, &args.source))?;
-    let destination = runtime.block_on(destination(&cluster, &args.destination))?;
+    let (sources, of_pod) = runtime.block_on(sources(&cluster, &args.source))?;
+    let destinations = runtime.block_on(destinations(&cluster, &args.destination))?;
+    let (source, destination) = pair(&sources, &destinations)
+        .with_context(|| format!("{} and {} have no family in common", args.source, args.destination.host))?;
+    let destination = SocketAddr::new(destination, args.destination.port);
     let replica = args.replica.clone().or(of_pod).unwrap_or_else(|| DEFAULT_REPLICA.to_owned());
     let folder = args.bpf_dir.clone().unwrap_or_else(|| cluster.bpf_dir().join(&replica));
     let protocol = args.destination.transport;
@@ -112,12 +109,17 @@ fn print(replica: &str, steps: &[Step]) {
     }
 }
 
-/// The sender's address, and the replica that it is on where it is a pod of the cluster.
-async fn source(cluster: &Cluster, text: &str) -> Result<(Ipv4Addr, Option<String>)> {
-    if is_ipv6(text) {
-        bail!("{text} is of IPv6: packets are followed in IPv4 alone");
-    }
-    let address = text.parse::<Ipv4Addr>();
+/// An address of each in the same family, the destination's first that there is.
+fn pair(sources: &[IpAddr], destinations: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
+    destinations.iter().find_map(|destination| {
+        let source = sources.iter().find(|source| source.is_ipv6() == destination.is_ipv6())?;
+        Some((*source, *destination))
+    })
+}
+
+/// The sender's addresses, and the replica that it is on where it is a pod of the cluster.
+async fn sources(cluster: &Cluster, text: &str) -> Result<(Vec<IpAddr>, Option<String>)> {
+    let address = text.parse::<IpAddr>();
     let pods = match (list::<Pod>(cluster).await, &address) {
         (Ok(pods), _) => pods,
         // The address is enough where the API does not answer.
@@ -126,24 +128,27 @@ async fn source(cluster: &Cluster, text: &str) -> Result<(Ipv4Addr, Option<Strin
     };
     let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
     let meant = |pod: &&Pod| match &address {
-        Ok(_) => {
-            pod_ip(pod) == Some(text) && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true))
+        Ok(address) => {
+            pod_ips(pod).contains(address)
+                && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true))
         }
         Err(_) => pod.name_any() == name && pod.namespace().as_deref() == Some(namespace),
     };
     let pod = pods.iter().find(meant);
     let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
     if let Ok(address) = address {
-        return Ok((address, node));
+        return Ok((vec![address], node));
     }
     let Some(pod) = pod else { bail!("there is no pod {namespace}/{name}") };
-    let address = pod_ip(pod).with_context(|| format!("pod {namespace}/{name} has no address yet"))?;
-    Ok((address.parse().with_context(|| format!("{address} is no IPv4 address"))?, node))
+    match pod_ips(pod) {
+        addresses if addresses.is_empty() => bail!("pod {namespace}/{name} has no address yet"),
+        addresses => Ok((addresses, node)),
+    }
 }
 
-async fn destination(cluster: &Cluster, wanted: &Destination) -> Result<SocketAddrV4> {
+async fn destinations(cluster: &Cluster, wanted: &Destination) -> Result<Vec<IpAddr>> {
     if let Ok(address) = wanted.host.parse() {
-        return Ok(SocketAddrV4::new(address, wanted.port));
+        return Ok(vec![address]);
     }
     let (name, namespace) = wanted.host.split_once('.').unwrap_or((&wanted.host, "default"));
     let namespace = namespace.split('.').next().unwrap_or(namespace);
@@ -151,14 +156,16 @@ async fn destination(cluster: &Cluster, wanted: &Destination) -> Result<SocketAd
     let meant =
         |service: &&Service| service.name_any() == name && service.namespace().as_deref() == Some(namespace);
     let Some(service) = services.iter().find(meant) else { bail!("there is no Service {namespace}/{name}") };
-    let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default();
-    let address =
-        address.parse().with_context(|| format!("Service {namespace}/{name} has no IPv4 address"))?;
-    Ok(SocketAddrV4::new(address, wanted.port))
+    let all = service.spec.iter().flat_map(|spec| spec.cluster_ips.iter().flatten());
+    match all.filter_map(|ip| ip.parse().ok()).collect::<Vec<_>>() {
+        addresses if addresses.is_empty() => bail!("Service {namespace}/{name} has no address of its own"),
+        addresses => Ok(addresses),
+    }
 }
 
-fn pod_ip(pod: &Pod) -> Option<&str> {
-    pod.status.as_ref()?.pod_ip.as_deref()
+fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
+    let status = pod.status.iter();
+    status.flat_map(|status| status.pod_ips.iter().flatten()).filter_map(|ip| ip.ip.parse().ok()).collect()
 }
 
 async fn list<K>(cluster: &Cluster) -> Result<Vec<K>>
@@ -185,14 +192,29 @@ mod tests {
             ("10.96.0.1:http/TCP", None),
             (":80", None),
             ("10.96.0.1:80/GRE", None),
+            ("fd00::1/ICMP", Some(("fd00::1", 0, Transport::Ping))),
+            ("[fd00::1]:80/TCP", Some(("fd00::1", 80, Transport::Tcp))),
+            ("[fd00::1]:53/udp", Some(("fd00::1", 53, Transport::Udp))),
+            ("fd00::1:80/TCP", None),
+            ("[fd00::1]/TCP", None),
+            ("web:80:81", None),
         ] {
             let got = text.parse::<Destination>().ok();
             let got = got.as_ref().map(|to| (to.host.as_str(), to.port, to.transport));
             assert_eq!(got, expect, "{text}");
         }
-        for text in ["fd00::1/ICMP", "[fd00::1]:80/TCP", "[fd00::1]:80"] {
-            let family = Err(NoDestination::Family(text.to_owned()));
-            assert_eq!(text.parse::<Destination>(), family, "{text}");
+    }
+
+    #[test]
+    fn ends_are_of_one_family() {
+        let [four, six, other] = ["10.0.0.1", "fd00::1", "fd00::2"].map(|ip| ip.parse().expect("an address"));
+        for (sources, destinations, expect) in [
+            (&[four, six][..], &[other][..], Some((six, other))),
+            (&[four], &[other], None),
+            (&[six], &[four, other], Some((six, other))),
+            (&[four, six], &[four, other], Some((four, four))),
+        ] {
+            assert_eq!(pair(sources, destinations), expect);
         }
     }
 }

@@ -34,7 +34,7 @@ impl Pith {
         config.pod_interfaces = Some(POD_PREFIX.to_owned());
         let mut datapath = ground.node.run(|| {
             let mut datapath = Datapath::open(&config).context("load pith's datapath")?;
-            datapath.attach_uplink(UPLINK, &[NODE]).context("attach pith to the uplink")?;
+            datapath.attach_uplink(UPLINK, &[NODE.into()]).context("attach pith to the uplink")?;
             datapath.set_pod_cidr(cidr("10.244.0.0/16")?).context("tell pith its pods")?;
             datapath.attach_pods().context("attach pith to the pods' links")?;
             Ok(datapath)

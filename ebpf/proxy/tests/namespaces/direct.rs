@@ -84,7 +84,7 @@ impl Two {
             self.there.set_direct(true).expect("the map can be written");
         }
         for address in plan.outside.keys() {
-            self.there.set_service_address(*address, Some(false)).expect("the map can be written");
+            self.there.set_service_address((*address).into(), Some(false)).expect("the map can be written");
         }
         let errors = self.table.apply(self.there.service_maps().0, &plan);
         assert!(errors.is_empty(), "{errors:?}");

@@ -13,6 +13,7 @@ mod socket;
 mod socket6;
 mod support;
 mod uplink;
+mod uplink6;
 mod verifier;
 mod why;
 mod xdp;

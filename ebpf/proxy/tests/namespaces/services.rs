@@ -9,8 +9,8 @@ use std::{
 use crate::support::{
     DEADLINE, Namespace, Sandbox, ask_tcp, ask_udp, at,
     network::{
-        A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, REMOTE, cidr, echo,
-        everywhere, serve,
+        A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, REMOTE, echo,
+        everywhere, range, serve,
     },
     raw::{Raw, pieces},
     until,
@@ -59,7 +59,7 @@ fn host_ports_lead_to_their_pod() {
         serve(&nodes.a, A);
         let port = |host, port| HostPort { host, port, protocol: Protocol::Tcp, target: 8080 };
         let ports = vec![port(None, 8081), port(Some(NODE.into()), 8082)];
-        let pod = HostPorts { address: A.into(), ports };
+        let pod = HostPorts { address: Some(A.into()), address6: None, ports };
         nodes.apply_plan(&plan_host_ports(ServiceName::new("default", "pod"), &pod));
         for port in [8081, 8082] {
             assert_eq!(nodes.outside.run(move || ask_tcp(at(NODE, port))), Ok(OUTSIDE), "{port}");
@@ -74,12 +74,12 @@ fn only_the_sources_named_are_served() {
         let mut nodes = Nodes::new(sandbox);
         serve(&nodes.a, A);
         let mut demo = everywhere(Protocol::Tcp, &[A]);
-        demo.service.sources = vec![cidr("172.30.0.0/30"), cidr("10.244.0.0/16")];
+        demo.service.sources = vec![range("172.30.0.0/30"), range("10.244.0.0/16")];
         nodes.apply(&demo);
         assert_eq!(nodes.outside.run(|| ask_tcp(at(BALANCER_IP, 80))), Ok(OUTSIDE));
         assert_eq!(nodes.c.run(|| ask_tcp(at(BALANCER_IP, 80))), Ok(C), "pods are among them");
 
-        demo.service.sources = vec![cidr("203.0.113.0/24")];
+        demo.service.sources = vec![range("203.0.113.0/24")];
         nodes.apply(&demo);
         let try_connect = || TcpStream::connect_timeout(&at(BALANCER_IP, 80).into(), DEADLINE / 20).is_ok();
         assert!(!nodes.outside.run(try_connect), "another source is not");

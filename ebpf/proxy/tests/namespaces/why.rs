@@ -3,8 +3,7 @@
 use crate::support::{
     Sandbox, ask_tcp, at,
     network::{
-        A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, cidr, everywhere,
-        serve,
+        A, B, BALANCER_IP, C, CLUSTER_IP, EXTERNAL_IP, NODE, NODE_PORT, Nodes, OUTSIDE, everywhere, serve,
     },
 };
 use pith_proxy::{
@@ -19,14 +18,14 @@ fn the_answer_is_what_happens() {
         let mut nodes = Nodes::new(sandbox);
         serve(&nodes.a, A);
         let mut demo = everywhere(Protocol::Tcp, &[A]);
-        demo.service.sources = vec![cidr("203.0.113.0/24")];
+        demo.service.sources = vec!["203.0.113.0/24".parse().expect("a network")];
         nodes.apply(&demo);
         let bpffs = sandbox.config().bpffs;
         let ask = |source: [u8; 4], (address, port), protocol| {
             let question = Question {
                 source: source.into(),
                 source_port: 40_000,
-                destination: at(address, port),
+                destination: at(address, port).into(),
                 protocol,
             };
             why(&bpffs, &question).expect("the maps can be read")

@@ -1,6 +1,7 @@
 //! `pith proxy`: only the eBPF kube-proxy, on a node of any Kubernetes cluster.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -30,6 +31,7 @@ async fn serve(args: ProxyArgs, kubeconfig: &Path) -> Result<()> {
     let node = args.node_name.map_or_else(hostname, Ok)?;
     let uplink = args.uplink.map_or_else(uplink::of_default_route, Ok)?;
     let address = uplink::first_address(&uplink)?;
+    let address6 = uplink::first_address6(&uplink)?;
     let cgroup = match args.cgroup {
         Some(cgroup) => cgroup,
         None => {
@@ -45,8 +47,10 @@ async fn serve(args: ProxyArgs, kubeconfig: &Path) -> Result<()> {
     config.limits = args.limits.limits();
     config.pod_interfaces = args.pod_interfaces;
     config.xdp = args.xdp;
+    config.dual = address6.is_some();
     let mut datapath = Datapath::open(&config)?;
-    datapath.attach_uplink(&uplink, &[address])?;
+    let addresses: Vec<IpAddr> = std::iter::once(address.into()).chain(address6.map(IpAddr::from)).collect();
+    datapath.attach_uplink(&uplink, &addresses)?;
     proxying::start(&tasks, &args.ask, client, datapath, NodeIdentity::new(node));
     notify_ready();
     tasks.finish().await

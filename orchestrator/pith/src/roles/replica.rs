@@ -3,7 +3,7 @@
 //! adopts them.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,7 +52,8 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     for dir in [&args.dir, &args.run_dir, &args.bpf_dir] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let datapath = open_datapath(args, &uplink, address)?;
+    let address6 = args.node_ip.and_then(|given| given.six);
+    let datapath = open_datapath(args, &uplink, address, address6)?;
     let member = Member { node: node.clone(), address: address.into() };
     let (client, serving) = access(source, &args.dir, member, &tasks).await?;
     let mut options = pith_image::Options::default();
@@ -71,7 +72,7 @@ async fn serve(args: &ReplicaArgs, source: Source<'_>, host_netns: OwnedFd) -> R
     });
     let deps = Deps { client, images, network: Arc::new(network), podd: podd_program()?, serving };
     let mut config = Config::new(node, address.into(), &args.dir, &args.run_dir, &args.cgroup);
-    config.second_node_ip = args.node_ip.and_then(|given| given.six).map(IpAddr::from);
+    config.second_node_ip = address6.map(IpAddr::from);
     config.max_pods = args.max_pods;
     config.copy_roots = Snapshotter::copies(args.images.snapshotter);
     config.image_gc = args.images.policy()?;
@@ -101,20 +102,27 @@ async fn access(
 }
 
 /// Programs and maps come before everything else: pods adopted from a former process never miss a Service.
-fn open_datapath(args: &ReplicaArgs, uplink: &str, address: Ipv4Addr) -> Result<Datapath> {
+fn open_datapath(
+    args: &ReplicaArgs,
+    uplink: &str,
+    address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+) -> Result<Datapath> {
     let hierarchy = Arc::new(Hierarchy::detect()?);
     let cgroup = Cgroup::create(&hierarchy, &args.cgroup)?;
     let cgroup =
         cgroup.v2_dir().context("eBPF programs attach to a cgroup v2 hierarchy: see `pith doctor`")?;
     let mut config = pith_proxy::Config::new(&args.bpf_dir, cgroup);
     config.limits = args.limits.limits();
-    // Pods are not masqueraded in IPv6, in which nothing leads out of the cluster.
     let four = args.cluster_cidr.and_then(|given| given.four);
     config.cluster_cidr = four.and_then(|cidr| Cidr::new(cidr.addr(), cidr.prefix_len()));
+    config.cluster_cidr6 = args.cluster_cidr.and_then(|given| given.six);
+    config.dual = address6.is_some();
     config.pod_interfaces = Some(pith_network::pods::INTERFACE_PREFIX.to_owned());
     config.xdp = args.xdp;
     let mut datapath = Datapath::open(&config)?;
-    datapath.attach_uplink(uplink, &[address])?;
+    let addresses = std::iter::once(address.into()).chain(address6.map(IpAddr::from));
+    datapath.attach_uplink(uplink, &addresses.collect::<Vec<_>>())?;
     Ok(datapath)
 }
 

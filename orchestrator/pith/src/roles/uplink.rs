@@ -1,7 +1,7 @@
 //! The interface that leads to the other nodes.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use nix::ifaddrs::getifaddrs;
@@ -37,6 +37,14 @@ pub(crate) fn first_address(interface: &str) -> Result<Ipv4Addr> {
     });
     found
         .with_context(|| format!("interface {interface} has no IPv4 address: name the node's with --node-ip"))
+}
+
+/// The first IPv6 address of an interface that others may know, where it has one: not one of the link's own.
+pub(crate) fn first_address6(interface: &str) -> Result<Option<Ipv6Addr>> {
+    let addresses = getifaddrs().context("list addresses")?;
+    let own = addresses.filter(|entry| entry.interface_name == interface);
+    let six = own.filter_map(|entry| Some(entry.address?.as_sockaddr_in6()?.ip()));
+    Ok(six.into_iter().find(|address| !address.is_unicast_link_local()))
 }
 
 #[cfg(test)]

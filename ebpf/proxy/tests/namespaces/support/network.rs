@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use ipnet::IpNet;
 use pith_abi::Reason;
 use pith_proxy::{
     Cidr, Collected, Datapath, Limits, NodeIdentity, ServicePlan, Xdp, plan_service, service::Protocol,
@@ -113,7 +114,9 @@ impl Nodes {
 
     pub(crate) fn apply_plan(&mut self, plan: &ServicePlan) {
         for (address, announced) in &plan.outside {
-            self.datapath.set_service_address(*address, Some(*announced)).expect("the map can be written");
+            self.datapath
+                .set_service_address((*address).into(), Some(*announced))
+                .expect("the map can be written");
         }
         if plan.is_direct() {
             self.datapath.set_direct(true).expect("the map can be written");
@@ -189,4 +192,9 @@ pub(crate) fn echo(namespace: &Namespace, address: [u8; 4]) {
             }
         });
     });
+}
+
+/// Sources of a Service.
+pub(crate) fn range(text: &str) -> IpNet {
+    text.parse().expect("a network")
 }
