@@ -50,6 +50,8 @@ pub struct Networks6 {
     pub nodes: Ipv6Net,
     /// Each replica's pods get a /64 of it.
     pub pods: Ipv6Net,
+    /// The pool of load balancers' addresses, a /112 of the nodes' network: replicas have addresses of 32 bits there.
+    pub balancers: Ipv6Net,
     /// Addresses of Services, a /112.
     pub services: Ipv6Net,
 }
@@ -63,7 +65,13 @@ impl Networks6 {
             Ipv6Net::new(Ipv6Addr::from_bits(site | (subnet << 64)), prefix)
                 .expect("the prefix is at most 128")
         };
-        Self { nodes: below(0, 64), pods: below(0x100, 56), services: below(0xFFFF, 112) }
+        let balancers = Ipv6Addr::from_bits(site | (1 << 32));
+        Self {
+            nodes: below(0, 64),
+            balancers: Ipv6Net::new(balancers, 112).expect("the prefix is at most 128"),
+            pods: below(0x100, 56),
+            services: below(0xFFFF, 112),
+        }
     }
 }
 

@@ -43,6 +43,7 @@ mod template;
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use kube::Client;
 use pith_informer::Recorder;
 use tokio::task::JoinSet;
@@ -57,8 +58,8 @@ pub use crate::node_ipam::{Cidr, Cidr6, ClusterCidr, NoCidr, NoCidr6, NoClusterC
 pub struct Options {
     /// The network that nodes get their ranges of pod addresses from; none leaves that to others.
     pub cluster_cidr: Option<ClusterCidr>,
-    /// The pool of addresses for Services of type LoadBalancer; none leaves those to others.
-    pub balancer_pool: Option<Cidr>,
+    /// The pools of addresses for Services of type LoadBalancer, at most one of a family; none leaves those to others.
+    pub balancer_pools: Vec<IpNet>,
     /// The PEM bundle that pods verify the API server with, kept in each namespace.
     pub root_ca: Option<String>,
     /// How long a node may be silent before it counts as lost (40 s).
@@ -73,7 +74,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cluster_cidr: None,
-            balancer_pool: None,
+            balancer_pools: Vec::new(),
             root_ca: None,
             lease_grace: Duration::from_secs(40),
             eviction_limit: None,
@@ -101,8 +102,8 @@ pub async fn run(client: Client, options: Options, cancel: CancellationToken) ->
     if let Some(range) = options.cluster_cidr {
         tasks.spawn(node_ipam::controller(&cluster, range, cancel.clone()));
     }
-    if let Some(pool) = options.balancer_pool {
-        tasks.spawn(load_balancer::controller(&cluster, pool, cancel.clone()));
+    if !options.balancer_pools.is_empty() {
+        tasks.spawn(load_balancer::controller(&cluster, options.balancer_pools, cancel.clone()));
     }
     tasks.spawn(events);
     cluster.watch(&mut tasks, &cancel);

@@ -1,14 +1,15 @@
-//! Load balancers: gives every Service of that type an address out of the cluster's pool
+//! Load balancers: gives every Service of that type an address of each of its families out of the cluster's pools
 //! (`status.loadBalancer.ingress`). The proxies of the nodes announce it and answer there.
 //!
 //! What is taken is read from the Services themselves, so there is no second record that could disagree. One
 //! worker assigns, and the cache shows its own writes, so no address is given twice.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::Patch;
 use pith_informer::{Key, Outcome, Queue, work};
@@ -16,14 +17,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
-use crate::error::Result;
-use crate::node_ipam::Cidr;
+use crate::error;
 
 /// What is to be done about one Service's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
     Nothing,
-    Give(Ipv4Addr),
+    /// It has these from now on: those that it keeps, and new ones.
+    Give(Vec<IpAddr>),
     /// It is no load balancer any more.
     TakeBack,
     /// None can be given, in words.
@@ -32,7 +33,7 @@ enum Action {
 
 pub(crate) fn controller(
     cluster: &Arc<Cluster>,
-    pool: Cidr,
+    pools: Vec<IpNet>,
     cancel: CancellationToken,
 ) -> BoxFuture<'static, ()> {
     let queue = Queue::new();
@@ -40,7 +41,7 @@ pub(crate) fn controller(
     cluster.services.on_change(move |change| {
         // A Service that goes may free the address that another waits for; that one is retried anyhow.
         if let Some(service) = &change.new
-            && is_balanced(service) != addresses(service).next().is_some()
+            && (is_balanced(service) || addresses(service).next().is_some())
         {
             to.add(Key::of(service.as_ref()));
         }
@@ -49,15 +50,19 @@ pub(crate) fn controller(
     Box::pin(async move {
         cluster.services.synced().await;
         // One worker: two would pick the same free address.
-        work("load-balancer", queue, 1, cancel, |key| reconcile(&cluster, pool, key)).await;
+        work("load-balancer", queue, 1, cancel, |key| reconcile(&cluster, &pools, key)).await;
     })
 }
 
-async fn reconcile(cluster: &Cluster, pool: Cidr, key: Key) -> Result<Outcome> {
+async fn reconcile(cluster: &Cluster, pools: &[IpNet], key: Key) -> error::Result<Outcome> {
     let Some(service) = cluster.services.get(&key) else { return Ok(Outcome::Done) };
-    let ingress = match plan(pool, &service, &cluster.services.all()) {
+    let ingress = match plan(pools, &service, &cluster.services.all()) {
         Action::Nothing => return Ok(Outcome::Done),
-        Action::Give(address) => json!([{ "ip": address.to_string(), "ipMode": "VIP" }]),
+        Action::Give(addresses) => {
+            let ingress =
+                addresses.iter().map(|address| json!({ "ip": address.to_string(), "ipMode": "VIP" }));
+            ingress.collect()
+        }
         Action::TakeBack => json!(null),
         Action::Wait(why) => {
             let events = cluster.events.named("service-controller");
@@ -72,31 +77,62 @@ async fn reconcile(cluster: &Cluster, pool: Cidr, key: Key) -> Result<Outcome> {
     }
 }
 
-fn plan(pool: Cidr, service: &Service, all: &[Arc<Service>]) -> Action {
-    let has_address = addresses(service).next().is_some();
-    match (is_balanced(service), has_address) {
-        (true, true) | (false, false) => return Action::Nothing,
-        (false, true) => return Action::TakeBack,
-        (true, false) => {}
+fn plan(pools: &[IpNet], service: &Service, all: &[Arc<Service>]) -> Action {
+    let has: Vec<IpAddr> = addresses(service).collect();
+    match (is_balanced(service), has.is_empty()) {
+        (false, true) => return Action::Nothing,
+        (false, false) => return Action::TakeBack,
+        (true, _) => {}
     }
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
-    if families == ["IPv6"] {
-        let why = "load balancers' addresses are of IPv4, and the Service has IPv6 alone (spec.ipFamilies)";
-        return Action::Wait(why.to_owned());
+    let of_ipv6: Vec<bool> = match families {
+        [] => vec![false],
+        families => families.iter().map(|family| family == "IPv6").collect(),
+    };
+    let taken: HashSet<IpAddr> = all.iter().flat_map(|service| addresses(service)).collect();
+    let mut given = Vec::new();
+    for six in &of_ipv6 {
+        let its = |address: &&IpAddr| address.is_ipv6() == *six;
+        if let Some(known) = has.iter().find(its) {
+            given.push(*known);
+        } else if let Some(pool) = pools.iter().find(|pool| matches!(pool, IpNet::V6(_)) == *six) {
+            match choose(pool, service, &taken) {
+                Ok(address) => given.push(address),
+                Err(why) => return Action::Wait(why),
+            }
+        }
     }
-    let taken: HashSet<Ipv4Addr> = all.iter().flat_map(|service| addresses(service)).collect();
-    let free = |address: &Ipv4Addr| !taken.contains(address);
-    let wanted = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref());
-    match wanted.filter(|wanted| !wanted.is_empty()) {
-        None => match pool.addresses().find(free) {
-            Some(address) => Action::Give(address),
-            None => Action::Wait(format!("no address of the pool {pool} is free")),
-        },
-        Some(wanted) => match wanted.parse().ok().filter(|address| pool.contains(*address)) {
-            Some(address) if free(&address) => Action::Give(address),
-            Some(address) => Action::Wait(format!("loadBalancerIP {address} is another Service's")),
-            None => Action::Wait(format!("loadBalancerIP {wanted} is not in the pool {pool}")),
-        },
+    match given {
+        given if given.is_empty() => {
+            let family = if of_ipv6 == [true] { "IPv6" } else { "IPv4" };
+            Action::Wait(format!("there is no pool of addresses of {family} (spec.ipFamilies)"))
+        }
+        given if given == has => Action::Nothing,
+        given => Action::Give(given),
+    }
+}
+
+/// A free address of a pool: the one that the Service asks for where it asks for one of this family.
+fn choose(pool: &IpNet, service: &Service, taken: &HashSet<IpAddr>) -> Result<IpAddr, String> {
+    let free = |address: &IpAddr| !taken.contains(address);
+    let wanted = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref()).unwrap_or_default();
+    let of_another_family = |address: IpAddr| address.is_ipv6() != matches!(pool, IpNet::V6(_));
+    if wanted.is_empty() || wanted.parse().is_ok_and(of_another_family) {
+        let any = match pool {
+            IpNet::V4(pool) => {
+                Ipv4AddrRange::new(pool.network(), pool.broadcast()).map(IpAddr::from).find(free)
+            }
+            // The first is the routers' (RFC 4291, section 2.6.1).
+            IpNet::V6(pool) => {
+                Ipv6AddrRange::new(pool.network(), pool.broadcast()).skip(1).map(IpAddr::from).find(free)
+            }
+        };
+        return any.ok_or_else(|| format!("no address of the pool {pool} is free"));
+    }
+    match wanted.parse::<IpAddr>().ok().filter(|address| pool.contains(address)) {
+        Some(address) if free(&address) => Ok(address),
+        Some(address) => Err(format!("loadBalancerIP {address} is another Service's")),
+        None => Err(format!("loadBalancerIP {wanted} is not in the pool {pool}")),
     }
 }
 
@@ -109,7 +145,7 @@ fn is_balanced(service: &Service) -> bool {
 }
 
 /// The addresses that a Service has been given.
-fn addresses(service: &Service) -> impl Iterator<Item = Ipv4Addr> {
+fn addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
@@ -131,7 +167,7 @@ mod tests {
 
     #[test]
     fn plan_table() {
-        let give = |address: [u8; 4]| Action::Give(address.into());
+        let give = |address: [u8; 4]| Action::Give(vec![address.into()]);
         let wait = |why: &str| Action::Wait(why.to_owned());
         let balancer = "LoadBalancer";
         let cases = [
@@ -165,19 +201,45 @@ mod tests {
             let others = given.into_iter().map(|address| service(address, balancer, None, Some(address)));
             let all: Vec<_> = others.chain([service_at_hand.clone()]).collect();
             let pool = "192.0.2.4/30".parse().expect("a network");
-            assert_eq!(plan(pool, &service_at_hand, &all), expect, "{name}");
+            assert_eq!(plan(&[pool], &service_at_hand, &all), expect, "{name}");
         }
     }
 
     #[test]
-    fn addresses_are_for_services_of_their_family() {
-        let pool = "192.0.2.4/30".parse().expect("a network");
-        for (families, given) in [(&["IPv4"][..], true), (&["IPv6", "IPv4"], true), (&["IPv6"], false)] {
-            let mut service = (*service("a", "LoadBalancer", None, None)).clone();
+    fn each_family_has_its_address() {
+        let pools: Vec<IpNet> =
+            ["192.0.2.4/30", "fd00::/126"].map(|pool| pool.parse().expect("a network")).to_vec();
+        let (four, six) = ("192.0.2.4", "fd00::1");
+        for (name, pools, families, wanted, had, expect) in [
+            ("IPv4", &pools[..], &["IPv4"][..], None, &[][..], Ok(&[four][..])),
+            ("IPv6", &pools, &["IPv6"], None, &[], Ok(&[six])),
+            ("both", &pools, &["IPv6", "IPv4"], None, &[], Ok(&[six, four])),
+            ("a second one", &pools, &["IPv4", "IPv6"], None, &[four], Ok(&[four, six])),
+            ("one less", &pools, &["IPv4"], None, &[four, six], Ok(&[four])),
+            ("no change", &pools, &["IPv4", "IPv6"], None, &[four, six], Err("")),
+            ("asked for", &pools, &["IPv4", "IPv6"], Some("fd00::3"), &[], Ok(&[four, "fd00::3"])),
+            ("one pool", &pools[..1], &["IPv4", "IPv6"], None, &[], Ok(&[four])),
+            (
+                "no pool",
+                &pools[..1],
+                &["IPv6"],
+                None,
+                &[],
+                Err("there is no pool of addresses of IPv6 (spec.ipFamilies)"),
+            ),
+        ] {
+            let mut service = (*service("a", "LoadBalancer", wanted, None)).clone();
             service.spec.get_or_insert_default().ip_families =
                 Some(families.iter().map(ToString::to_string).collect());
-            let action = plan(pool, &service, &[]);
-            assert_eq!(matches!(action, Action::Give(_)), given, "{families:?}: {action:?}");
+            let ingress: Vec<_> = had.iter().map(|ip| json!({ "ip": ip })).collect();
+            let status = json!({ "loadBalancer": { "ingress": ingress } });
+            service.status = Some(serde_json::from_value(status).expect("a status"));
+            let expect = match expect {
+                Ok(given) => Action::Give(given.iter().map(|ip| ip.parse().expect("an address")).collect()),
+                Err("") => Action::Nothing,
+                Err(why) => Action::Wait(why.to_owned()),
+            };
+            assert_eq!(plan(pools, &service, &[]), expect, "{name}");
         }
     }
 

@@ -62,15 +62,6 @@ impl Cidr {
         u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
     }
 
-    pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & self.mask() == self.address
-    }
-
-    /// Every address of it, in order.
-    pub(crate) fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
-        self.parts(32).map(|part| Ipv4Addr::from(part.address))
-    }
-
     /// The networks of this prefix within it, in order.
     fn parts(self, prefix: u8) -> impl Iterator<Item = Self> {
         let count = if prefix < self.prefix { 0 } else { 1u64 << (prefix - self.prefix) };

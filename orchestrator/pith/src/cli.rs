@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use pith_apiserver::{NoCidr, ServiceCidr, ServiceCidrs};
-use pith_controllers::{Cidr, ClusterCidr};
+use pith_controllers::ClusterCidr;
 use pith_image::{Platform, Reference};
 use pith_network::names::ClusterName;
 
@@ -111,8 +111,8 @@ pub(crate) struct UpArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = services)]
     pub(crate) service_cidr: Ipv4Net,
-    /// Nodes and pods also have IPv6 addresses, and Services whose `ipFamilyPolicy` says so. Pods reach each other and
-    /// Services' cluster addresses there; what crosses the border of the cluster does it in IPv4. The first `up` decides.
+    /// Nodes and pods also have IPv6 addresses, and Services whose `ipFamilyPolicy` says so. Only the way out of the
+    /// cluster is of IPv4 alone. The first `up` decides.
     #[arg(long)]
     pub(crate) dual_stack: bool,
     /// The API server's port [default: 6443, or the next free one].
@@ -182,10 +182,10 @@ pub(crate) struct ServicesArgs {
 
 #[derive(Args)]
 pub(crate) struct WhyArgs {
-    /// Who sends it: an IPv4 address, or a pod by [NAMESPACE/]NAME.
+    /// Who sends it: an address, or a pod by [NAMESPACE/]NAME.
     #[arg(value_name = "SRC")]
     pub(crate) source: String,
-    /// To whom: an address or a Service by NAME[.NAMESPACE]; ADDRESS/ICMP for a ping.
+    /// To whom: an address ([ADDRESS]:PORT in IPv6) or a Service by NAME[.NAMESPACE]; ADDRESS/ICMP for a ping.
     #[arg(value_name = "DST:PORT/PROTO")]
     pub(crate) destination: Destination,
     #[command(flatten)]
@@ -221,10 +221,11 @@ pub(crate) struct PrimaryArgs {
     /// The addresses of Services.
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.96.0.0/16", value_parser = service_ranges)]
     pub(crate) service_cidr: ServiceCidrs,
-    /// The pool of addresses for Services of type LoadBalancer. The network in front of the nodes must lead
-    /// there, or be the nodes' own: then one of them answers for each. Without it nobody gives addresses.
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) balancer_cidr: Option<Cidr>,
+    /// The pool of addresses for Services of type LoadBalancer, of one family or one of each. The network in front of
+    /// the nodes must lead there, or be the nodes' own: then one of them answers for each. Without it nobody gives
+    /// addresses.
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pub(crate) balancer_cidr: Option<Networks>,
     /// A network behind this machine that leaves under its address: the interface that leads there. `pith up`
     /// names its bridge.
     #[arg(long, value_name = "INTERFACE", requires_all = ["gateway_cidr", "outside", "gateway_bpf_dir"])]
@@ -275,7 +276,7 @@ pub(crate) struct ReplicaArgs {
     /// The network namespace to live in, a name under /run/netns [default: the one it is started in].
     #[arg(long, value_name = "NAME")]
     pub(crate) netns: Option<String>,
-    /// The addresses of all pods of the cluster; what pods send elsewhere in IPv4 is masqueraded.
+    /// The addresses of all pods of the cluster; what pods send elsewhere is masqueraded.
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(crate) cluster_cidr: Option<Networks>,
     /// The cgroup subtree of this replica, relative to each hierarchy's root.

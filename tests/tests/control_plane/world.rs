@@ -61,7 +61,7 @@ impl World {
         let (cancel, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let options = pith_controllers::Options {
             cluster_cidr: Some("10.9.0.0/16".parse::<pith_controllers::Cidr>()?.into()),
-            balancer_pool: None,
+            balancer_pools: Vec::new(),
             root_ca: Some("PEM".into()),
             lease_grace: LEASE_GRACE,
             eviction_limit: Some(Duration::ZERO),

@@ -236,7 +236,7 @@ async fn start_primary(
     command.args(["--pod-cidr", &pair(settings.pod_cidr, six.map(|six| six.pods))]);
     command.args(["--service-cidr", &pair(settings.service_cidr, six.map(|six| six.services))]);
     if let Some(pool) = topology.addressing.balancers() {
-        command.args(["--balancer-cidr", &pool.to_string()]);
+        command.args(["--balancer-cidr", &pair(pool, six.map(|six| six.balancers))]);
     }
     command.args(settings.times.flags());
     // The bridge's address is advertised: replicas and pods reach the API there.

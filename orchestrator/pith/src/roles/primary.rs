@@ -63,7 +63,7 @@ async fn serve(args: PrimaryArgs) -> Result<()> {
     write_kubeconfig(&args, &server)?;
     let options = Options {
         cluster_cidr: Some(args.pod_cidr),
-        balancer_pool: args.balancer_cidr,
+        balancer_pools: args.balancer_cidr.map(|given| given.all()).unwrap_or_default(),
         root_ca: Some(server.pki().authority.certificate_pem().to_owned()),
         lease_grace: args.times.lease(),
         ..Options::default()
