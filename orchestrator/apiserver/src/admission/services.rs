@@ -126,24 +126,15 @@ fn has_health_port(service: &Value) -> bool {
     service_type(service) == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
 }
 
-/// Says of a Service that asks for it that nothing from outside of the cluster is answered in IPv6.
+/// Says of a Service that asks for direct server return that it has none in IPv6.
 pub(super) fn warning(service: &Value) -> Option<String> {
-    let spec = &service["spec"];
-    let families = texts(&spec["ipFamilies"]);
-    let what = match service_type(service) {
-        "NodePort" => "node ports",
-        "LoadBalancer" => "load balancers",
-        _ if !texts(&spec["externalIPs"]).is_empty() => "external addresses",
-        _ => return None,
-    };
-    if !families.iter().any(|family| family == Family::V6.name()) {
-        return None;
-    }
-    Some(match families.len() {
-        1 => format!(
-            "spec.ipFamilies: {what} are not served in IPv6: only pods reach this Service, by its cluster IP"
-        ),
-        _ => format!("spec.ipFamilies: {what} are served in IPv4 alone"),
+    const FORWARDING: &str = "pith.dev/forwarding";
+    let direct = service["metadata"]["annotations"][FORWARDING] == "dsr";
+    let six = texts(&service["spec"]["ipFamilies"]).iter().any(|family| family == Family::V6.name());
+    (direct && six).then(|| {
+        format!(
+            "metadata.annotations[{FORWARDING}]: direct server return is there in IPv4 alone; in IPv6 backends on other nodes see the node that was asked"
+        )
     })
 }
 
@@ -448,31 +439,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_in_ipv6_is_said() {
-        let families = |families: &[&str], more: Value| {
-            let mut service = service("s", more);
-            service["spec"]["ipFamilies"] = json!(families);
-            warning(&service)
-        };
-        let pods = "are not served in IPv6: only pods reach this Service, by its cluster IP";
-        for (of, spec, expect) in [
-            (&["IPv6"][..], json!({"type": "ClusterIP"}), None),
-            (&["IPv4"], json!({"type": "NodePort"}), None),
-            (&["IPv6"], json!({"type": "NodePort"}), Some(format!("node ports {pods}"))),
-            (&["IPv6"], json!({"type": "LoadBalancer"}), Some(format!("load balancers {pods}"))),
-            (
-                &["IPv6", "IPv4"],
-                json!({"type": "NodePort"}),
-                Some("node ports are served in IPv4 alone".to_owned()),
-            ),
-            (
-                &["IPv6"],
-                json!({"type": "ClusterIP", "externalIPs": ["2001:db8::1"]}),
-                Some(format!("external addresses {pods}")),
-            ),
+    fn what_is_not_there_in_ipv6_is_said() {
+        for (families, annotations, said) in [
+            (&["IPv4"][..], json!({"pith.dev/forwarding": "dsr"}), false),
+            (&["IPv4", "IPv6"], json!({"pith.dev/forwarding": "dsr"}), true),
+            (&["IPv6"], json!({"pith.dev/forwarding": "snat"}), false),
+            (&["IPv6"], json!(null), false),
         ] {
-            let expect = expect.map(|expect| format!("spec.ipFamilies: {expect}"));
-            assert_eq!(families(of, spec.clone()), expect, "{of:?} {spec}");
+            let mut service = service("s", json!({"type": "NodePort", "ipFamilies": families}));
+            service["metadata"]["annotations"] = annotations.clone();
+            assert_eq!(warning(&service).is_some(), said, "{families:?} {annotations}");
         }
     }
 

@@ -1,5 +1,6 @@
-//! Clusters of both families: what has addresses of both, who reaches whom in IPv6, and what is said of what nobody
-//! serves there.
+//! Clusters of both families: what has addresses of both, and who reaches whom in IPv6.
+
+mod outside;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use pith_tests::{Cluster, Kubectl, until};
 use serde_json::Value;
 
-const DUAL_STACK: &str = include_str!("manifests/dual_stack.yaml");
-const CLIENT: &str = include_str!("manifests/client.yaml");
+const DUAL_STACK: &str = include_str!("../manifests/dual_stack.yaml");
+const CLIENT: &str = include_str!("../manifests/client.yaml");
 /// How long an object may take to show to every replica's name server and programs.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -28,7 +29,7 @@ fn pods_and_services_have_addresses_of_both_families() {
     headless(&kubectl, &pods);
     datagrams(&kubectl);
     refused_without_endpoints(&kubectl);
-    what_ipv6_does_not_do(&kubectl);
+    outside::services_are_reached(&cluster, &kubectl, &pods);
 
     // A replica that starts again adopts its pods with both addresses.
     cluster.kill_replica("replica-1");
@@ -165,23 +166,6 @@ fn datagrams(kubectl: &Kubectl) {
 fn refused_without_endpoints(kubectl: &Kubectl) {
     let refused = ask(kubectl, "http://nobody/").expect_err("nobody answers");
     assert!(refused.contains("refused"), "{refused}");
-}
-
-fn what_ipv6_does_not_do(kubectl: &Kubectl) {
-    for (kind, families, said) in [
-        ("NodePort", "ipFamilies: [IPv6]", "node ports are not served in IPv6"),
-        ("LoadBalancer", "ipFamilies: [IPv6]", "load balancers are not served in IPv6"),
-        ("NodePort", "ipFamilyPolicy: PreferDualStack", "node ports are served in IPv4 alone"),
-    ] {
-        let name = format!("{}-{}", kind.to_lowercase(), said.len());
-        // The comment keeps kubectl from taking it for JSON.
-        let manifest = format!(
-            "# {kind}\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
-             spec: {{type: {kind}, {families}, selector: {{app: web}}, ports: [{{port: 80}}]}}}}"
-        );
-        let reply = kubectl.with_input(&["apply", "-f", "-"], &manifest);
-        assert!(reply.ok && reply.stderr.contains(said), "{kind} {families}: {}", reply.stderr);
-    }
 }
 
 /// Addresses of a name, as the client sees them.
