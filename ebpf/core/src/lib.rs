@@ -63,6 +63,8 @@ pub mod socket;
 pub mod translate;
 pub mod uplink;
 mod v4;
+#[cfg(any(test, feature = "host"))]
+pub mod wire6;
 
 #[cfg(test)]
 mod direct_tests;

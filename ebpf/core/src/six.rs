@@ -76,16 +76,16 @@ pub trait Addresses: Tables {
 fn number<A: Addresses>(maps: &A, address: &Address6) -> Number {
     let seed = maps.seed();
     let mut free = StandIn::UNKNOWN;
-    let mut nth = StandIn::TRIES;
-    // From the last to the first, so that the first that is free remains.
-    while nth > 0 {
-        nth -= 1;
+    let mut nth = 0;
+    while nth < StandIn::TRIES {
         let standin = StandIn::nth(address, seed, nth);
         match maps.known(standin) {
             Some(known) if known.address == *address => return Number { standin, known: true },
             Some(_) => {}
-            None => free = standin,
+            None if free.addr_be == StandIn::UNKNOWN.addr_be => free = standin,
+            None => {}
         }
+        nth += 1;
     }
     Number { standin: free, known: false }
 }

@@ -5,21 +5,24 @@
 //! run once, and the kernel's own reading of the clock is in every figure, also in that of a packet which is passed at
 //! once; or one packet is run again and again which becomes what it was, its checksums and all written over.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
-use pith_abi::{Reason, Tuple, proto};
+use pith_abi::{Address6, Reason, Tuple, proto};
 use pith_core::checksum;
-use pith_core::host::wire;
+use pith_core::host::{Buffer, wire};
 use pith_core::packet::tcp;
-use pith_proxy::Uplink;
+use pith_core::wire6::{self, Ends};
+use pith_proxy::annotations::Forwarding;
+use pith_proxy::service::{Endpoint, Protocol, Service as Parsed, ServiceName, ServicePort, Slice};
+use pith_proxy::{NodeIdentity, ServicePlan, Uplink, plan_service};
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::cluster::{NODE_PORT, PORT, Service, TARGET_PORT, services};
 use crate::contender::Contender;
 use crate::ground::{BACKENDS, Ground, NODE};
-use crate::pith::Pith;
+use crate::pith::{NODE6, POD6, Pith};
 use crate::plan::Plan;
 use crate::report::{Better, Figure};
 use crate::rounds::{Figures, Subject, Values};
@@ -36,6 +39,10 @@ const SAME: usize = 1_024;
 const IN_A_ROW: u32 = 100_000;
 /// ClusterIP of the Service whose node port is its backend's own.
 const ITSELF: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
+/// Node port of the Service whose backend's node answers itself.
+const HANDED_PORT: u16 = 30_999;
+/// That node.
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 3);
 const SEED: u64 = 0x7069_7468;
 
 const WARM: Subject = Subject {
@@ -69,6 +76,8 @@ const STEADY: Subject = Subject {
 /// One kind of packets.
 struct Kind {
     name: &'static str,
+    /// Of a node of both families, whose programs are others.
+    dual: bool,
     hook: Uplink,
     /// What the program must say of each: otherwise something else was measured.
     reason: Reason,
@@ -99,36 +108,39 @@ pub(crate) fn run(run: &str, plan: &Plan) -> Result<Vec<Figure>> {
     all.push(to_itself);
     pith.apply(&all)?;
     let mut kinds = kinds(&pith, &all[all.len() / 2], plan.rounds)?;
+    let mut dual = Pith::dual(&ground)?;
+    dual.apply_plan(&service_of_ipv6())?;
+    dual.apply_plan(&handed_on_service())?;
+    kinds.extend(kinds_of_ipv6(&dual)?);
+    kinds.push(handed_on(&dual)?);
+    let both = [pith, dual];
     let names = kinds.iter().map(|kind| kind.name.to_owned()).collect();
     let mut figures = Figures::named(run, "packets", names);
     let mut random = StdRng::seed_from_u64(SEED);
     for (place, kind) in (0_u32..).zip(&mut kinds) {
         let mut values = Values::default();
+        let pith = &both[usize::from(kind.dual)];
         for _ in 0..plan.rounds {
             interrupt::check()?;
             if let Some(packet) = &kind.unchanged {
-                values.add(
-                    STEADY.id,
-                    Contender::AtOnce,
-                    Some(in_a_row(&pith, kind.hook, &passed_at_once())?),
-                );
-                let before = count(&pith, kind.reason)?;
-                values.add(STEADY.id, Contender::Pith, Some(in_a_row(&pith, kind.hook, packet)?));
-                kind.check(count(&pith, kind.reason)? - before, u64::from(IN_A_ROW))?;
+                values.add(STEADY.id, Contender::AtOnce, Some(in_a_row(pith, kind.hook, &passed_at_once())?));
+                let before = count(pith, kind.reason)?;
+                values.add(STEADY.id, Contender::Pith, Some(in_a_row(pith, kind.hook, packet)?));
+                kind.check(count(pith, kind.reason)? - before, u64::from(IN_A_ROW))?;
             }
             kind.packets.shuffle(&mut random);
-            let at_once = at_once(&pith, kind.hook)?;
+            let at_once = at_once(pith, kind.hook)?;
             values.add(COLD.id, Contender::AtOnce, Some(at_once));
             if kind.once {
                 let rest = kind.packets.split_off(usize::from(FIRSTS));
                 let packets = std::mem::replace(&mut kind.packets, rest);
-                values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, packets.iter())?));
+                values.add(COLD.id, Contender::Pith, Some(measure(pith, kind, packets.iter())?));
                 continue;
             }
             let same = kind.packets.iter().take(1).cycle().take(SAME);
             values.add(WARM.id, Contender::AtOnce, Some(at_once));
-            values.add(WARM.id, Contender::Pith, Some(measure(&pith, kind, same)?));
-            values.add(COLD.id, Contender::Pith, Some(measure(&pith, kind, kind.packets.iter())?));
+            values.add(WARM.id, Contender::Pith, Some(measure(pith, kind, same)?));
+            values.add(COLD.id, Contender::Pith, Some(measure(pith, kind, kind.packets.iter())?));
         }
         progress::step(&format!("packets: {}", kind.name));
         for subject in [&WARM, &COLD, &STEADY] {
@@ -191,7 +203,7 @@ fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
     let mut replies = Vec::new();
     for number in 0..FLOWS {
         let begun = pith.datapath.replay(Uplink::Ingress, &segment(&at_node(number), tcp::SYN))?;
-        let reply = wire::tuple(&pith_core::host::Buffer(begun.packet)).reversed();
+        let reply = wire::tuple(&Buffer(begun.packet)).reversed();
         pith.datapath.replay(Uplink::Egress, &segment(&reply, tcp::SYN | tcp::ACK))?;
         pith.datapath.replay(Uplink::Ingress, &segment(&at_node(number), tcp::ACK))?;
         pith.datapath.replay(Uplink::FromPod, &segment(&from_pod(number), tcp::SYN))?;
@@ -212,8 +224,15 @@ fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
         wire::error(3, be(Ipv4Addr::new(203, 0, 113, 1)), be(NODE), &wire::packet(&left, tcp::ACK, &[0; 64]))
             .0
     };
-    let kind =
-        |name, hook, reason, packets| Kind { name, hook, reason, packets, once: false, unchanged: None };
+    let kind = |name, hook, reason, packets| Kind {
+        name,
+        dual: false,
+        hook,
+        reason,
+        packets,
+        once: false,
+        unchanged: None,
+    };
     let same = |kind: Kind| Kind { unchanged: kind.packets.first().cloned(), ..kind };
     let itself = tuple([203, 3], 0, NODE, TARGET_PORT);
     pith.datapath.replay(Uplink::Ingress, &segment(&itself, tcp::SYN))?;
@@ -256,6 +275,101 @@ fn kinds(pith: &Pith, service: &Service, rounds: usize) -> Result<Vec<Kind>> {
             standing(&|number| tuple([10, 244], number, BACKENDS[0], TARGET_PORT)),
         )),
         kind("raw, pod to Service", Uplink::FromPod, Reason::FlowForward, standing(&from_pod)),
+    ])
+}
+
+/// A Service with direct server return, whose backend is on another node.
+fn handed_on_service() -> ServicePlan {
+    let mut of = demo(vec![ServicePort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: PORT,
+        node_port: Some(HANDED_PORT),
+    }]);
+    of.service.cluster_ips = vec![Ipv4Addr::new(10, 96, 200, 2)];
+    of.service.annotations.forwarding = Forwarding::Dsr;
+    let mut node = NodeIdentity::new("node");
+    node.neighbours.insert("other".into(), NEIGHBOUR);
+    of.slice.endpoints = vec![Endpoint { node: Some("other".into()), ..Endpoint::ready(BACKENDS[0].into()) }];
+    plan_service(&of.service, [&of.slice].into_iter(), &node)
+}
+
+/// A Service of IPv6 at a node port, with a pod of the node's.
+fn service_of_ipv6() -> ServicePlan {
+    let mut of = demo(vec![ServicePort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: PORT,
+        node_port: Some(NODE_PORT),
+    }]);
+    of.service.cluster_ips6 = vec![Ipv6Addr::new(0xFD96, 0, 0, 0, 0, 0, 0, 1)];
+    of.slice.endpoints = vec![Endpoint::ready(POD6.into())];
+    plan_service(&of.service, [&of.slice].into_iter(), &NodeIdentity::new("node"))
+}
+
+struct Demo {
+    service: Parsed,
+    slice: Slice,
+}
+
+fn demo(ports: Vec<ServicePort>) -> Demo {
+    let name =
+        ServiceName::new(Service::NAMESPACE, &format!("alone-{}", ports[0].node_port.unwrap_or_default()));
+    let slice = Slice {
+        service: name.clone(),
+        ports: vec![("".into(), Protocol::Tcp, TARGET_PORT)],
+        endpoints: Vec::new(),
+    };
+    Demo { service: Parsed { ports, ..Parsed::named(name) }, slice }
+}
+
+/// Packets that another node's backend answers. They have a datapath that has nothing else to do: that there is such a
+/// Service costs packets of no flow a lookup.
+fn handed_on(pith: &Pith) -> Result<Kind> {
+    let to_other = |number, flags| wire::packet(&tuple([203, 4], number, NODE, HANDED_PORT), flags, &[]).0;
+    for number in 0..FLOWS {
+        pith.datapath.replay(Uplink::Ingress, &to_other(number, tcp::SYN))?;
+    }
+    Ok(Kind {
+        name: "handed on",
+        dual: true,
+        hook: Uplink::Ingress,
+        reason: Reason::DirectForward,
+        packets: (0..FLOWS).map(|number| to_other(number, tcp::ACK)).collect(),
+        once: false,
+        unchanged: None,
+    })
+}
+
+/// What of IPv6 differs: addresses are looked up by their numbers before anything else.
+fn kinds_of_ipv6(pith: &Pith) -> Result<Vec<Kind>> {
+    let address = |address: Ipv6Addr| Address6::from_octets(address.octets());
+    let ends = |from: u16, number: u16| Ends {
+        src: (address(Ipv6Addr::new(0x2001, 0xDB8, from, 0, 0, 0, 0, number)), 20_000),
+        dst: (address(NODE6), NODE_PORT),
+    };
+    let segment = |ends: Ends, flags| wire6::segment(ends, flags, &[]).0;
+    let mut replies = Vec::new();
+    for number in 0..FLOWS {
+        let begun = pith.datapath.replay(Uplink::Ingress, &segment(ends(0, number), tcp::SYN))?;
+        let reply = Ends::of(&Buffer(begun.packet)).reversed();
+        pith.datapath.replay(Uplink::Egress, &segment(reply, tcp::SYN | tcp::ACK))?;
+        pith.datapath.replay(Uplink::Ingress, &segment(ends(0, number), tcp::ACK))?;
+        replies.push(segment(reply, tcp::ACK));
+    }
+    let kind = |name, hook, reason, packets| {
+        let unchanged = None;
+        Kind { name, dual: true, hook, reason, packets, once: false, unchanged }
+    };
+    let all = |from| (0..FLOWS).map(|number| segment(ends(from, number), tcp::ACK)).collect::<Vec<_>>();
+    let no_flow = all(1);
+    Ok(vec![
+        kind("IPv6: established, in", Uplink::Ingress, Reason::FlowForward, all(0)),
+        kind("IPv6: established, out", Uplink::Egress, Reason::FlowReply, replies),
+        Kind {
+            unchanged: no_flow.first().cloned(),
+            ..kind("IPv6: of no flow", Uplink::Ingress, Reason::NodePortNoFlow, no_flow)
+        },
     ])
 }
 

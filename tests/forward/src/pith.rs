@@ -1,19 +1,23 @@
 //! pith's own datapath as a contender: fed with API objects, as its proxy is by the watch.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ipnet::Ipv6Net;
 use k8s_openapi::api::{core::v1::Service as ApiService, discovery::v1::EndpointSlice as ApiSlice};
 use pith_proxy::service::{self, ServiceName};
 use pith_proxy::table::Table;
 use pith_proxy::world::{Change, Event, World};
-use pith_proxy::{Cidr, Config, Datapath, NodeIdentity};
+use pith_proxy::{Cidr, Config, Datapath, NodeIdentity, ServicePlan};
 use serde_json::json;
 
 use crate::cluster::{CLUSTER_CIDR, PORT, Service, TARGET_PORT};
 use crate::ground::{BpfFolder, Cgroup, Ground, NODE, POD_PREFIX, UPLINK};
 
+/// The node's address in IPv6, and a pod's of it. No interface has them: packets of IPv6 are only run through programs.
+pub(crate) const NODE6: Ipv6Addr = Ipv6Addr::new(0xFD30, 0, 0, 0, 0, 0, 0, 2);
+pub(crate) const POD6: Ipv6Addr = Ipv6Addr::new(0xFD10, 1, 0, 0, 0, 0, 0, 5);
 /// EndpointSlices hold at most so many endpoints (the controller's default).
 const ENDPOINTS_A_SLICE: usize = 100;
 
@@ -28,14 +32,32 @@ pub(crate) struct Pith {
 
 impl Pith {
     pub(crate) fn new(ground: &Ground) -> Result<Self> {
+        Self::open(ground, false)
+    }
+
+    /// On a node that has IPv6 too.
+    pub(crate) fn dual(ground: &Ground) -> Result<Self> {
+        Self::open(ground, true)
+    }
+
+    fn open(ground: &Ground, dual: bool) -> Result<Self> {
         let (folder, cgroup) = (BpfFolder::new()?, Cgroup::new()?);
         let mut config = Config::new(folder.path(), &cgroup.folder);
+        config.dual = dual;
         config.cluster_cidr = Some(cidr(CLUSTER_CIDR)?);
         config.pod_interfaces = Some(POD_PREFIX.to_owned());
         let mut datapath = ground.node.run(|| {
             let mut datapath = Datapath::open(&config).context("load pith's datapath")?;
-            datapath.attach_uplink(UPLINK, &[NODE.into()]).context("attach pith to the uplink")?;
+            let own = [NODE.into(), NODE6.into()];
+            let own = if dual { &own[..] } else { &own[..1] };
+            datapath.attach_uplink(UPLINK, own).context("attach pith to the uplink")?;
             datapath.set_pod_cidr(cidr("10.244.0.0/16")?).context("tell pith its pods")?;
+            if dual {
+                let pods = Ipv6Net::new(POD6, 64).context("a network")?;
+                datapath.set_pod_cidr6(pods).context("tell pith its pods")?;
+                // Their links have the programs of a node that has IPv4 alone.
+                return Ok(datapath);
+            }
             datapath.attach_pods().context("attach pith to the pods' links")?;
             Ok(datapath)
         })?;
@@ -64,6 +86,17 @@ impl Pith {
         }
         self.write()?;
         Ok(begin.elapsed())
+    }
+
+    /// Writes a Service's plan as it is.
+    pub(crate) fn apply_plan(&mut self, plan: &ServicePlan) -> Result<()> {
+        if plan.is_direct() {
+            self.datapath.set_direct(true).context("hand packets on")?;
+        }
+        match self.table.apply(self.datapath.service_maps().0, plan).into_iter().next() {
+            Some(error) => bail!("pith: {error}"),
+            None => Ok(()),
+        }
     }
 
     fn write(&mut self) -> Result<()> {
