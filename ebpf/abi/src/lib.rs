@@ -16,6 +16,7 @@
 //! FORWARD    first Tuple ► reply Tuple                 hash, an index into FLOWS that carries no state
 //! HANDED_ON  first Tuple ► HandedOn                    hash, flows of which another node sees the replies
 //! SOURCES    service, range ► 1                        longest prefix, who may use a Service; SOURCES6 for IPv6
+//! SERVERS    ServerKey ──► Backend                     hash, backends that packets name by themselves
 //! FRAGMENTS  FragmentKey ► Fragment                    LRU hash, pieces whose first was translated
 //! PARKED     ParkedKey ► Parked                    LRU hash, pieces that came before their first
 //! CARRY      words ► bit matrix                        array, for checksums of SCTP
@@ -44,15 +45,15 @@ pub use node::{Networks6, NodeClass, NodeConfig, NodeFlags};
 pub use reason::{REASON_COUNT, Reason};
 pub use service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendTarget, Head, HeadFlags, MAX_BACKENDS_A_SERVICE,
-    MAX_SLOTS, Scope, Service, SourceKey, SourceKey6,
+    MAX_SLOTS, Scope, ServerKey, Service, SourceKey, SourceKey6,
 };
 pub use socket::{Connected, PEERS_A_SOCKET, Peer, Peers};
 
 /// Version of every type and map name in this crate. It is part of the path under which maps are pinned.
-pub const LAYOUT: u32 = 9;
+pub const LAYOUT: u32 = 10;
 
 // A counter more is a larger REASONS, which maps of an older proxy do not have: another layout as well.
-const _: () = assert!(LAYOUT == 9 && REASON_COUNT == 46);
+const _: () = assert!(LAYOUT == 10 && REASON_COUNT == 47);
 
 /// Names of the maps as the object file and bpffs know them.
 pub mod map_name {
@@ -78,8 +79,9 @@ pub mod map_name {
     pub const NODE6: &str = "NODE6";
     pub const ADDRESSES: &str = "ADDRESSES";
     pub const HANDED_ON: &str = "HANDED_ON";
+    pub const SERVERS: &str = "SERVERS";
 
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -101,6 +103,7 @@ pub mod map_name {
         NODE6,
         ADDRESSES,
         HANDED_ON,
+        SERVERS,
     ];
 }
 
@@ -122,6 +125,8 @@ pub mod default_limit {
     pub const NODES: u32 = 16_384;
     /// Ranges of sources, of all Services together.
     pub const SOURCES: u32 = 16_384;
+    /// Backends of Services whose packets name them by connection IDs of QUIC.
+    pub const SERVERS: u32 = 16_384;
     /// IPv6 addresses of Services and backends.
     pub const ADDRESSES: u32 = 65_536;
     /// Datagrams in pieces, under way at one time.
@@ -173,6 +178,7 @@ mod user {
         NodeConfig,
         Peer,
         Peers,
+        ServerKey,
         Service,
         SourceKey,
         SourceKey6,

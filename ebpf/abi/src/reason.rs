@@ -127,6 +127,8 @@ reasons! {
     DirectForward = "direct_forward",
     /// A first packet that another node handed on was given a backend here.
     DirectTaken = "direct_taken",
+    /// A packet of no flow was led to the backend that its QUIC connection ID names: its client has moved.
+    ConnectionNamed = "connection_named",
 }
 
 /// Number of counters.

@@ -149,6 +149,8 @@ impl HeadFlags {
     pub const HASH_CLIENT: u8 = 4;
     /// Only sources in SOURCES are served.
     pub const SOURCES: u8 = 8;
+    /// A packet that begins no connection may name its backend: by the connection ID of QUIC, in SERVERS.
+    pub const NAMED: u8 = 16;
 }
 
 /// The pointer to a Service's current generation.
@@ -244,6 +246,16 @@ pub struct SourceKey6 {
     pub address: Address6,
 }
 
+/// A backend by its address, as connection IDs of QUIC name it: key in SERVERS, which leads to a [`Backend`] whose tag
+/// is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct ServerKey {
+    /// Index into SERVICES.
+    pub service: u32,
+    pub addr_be: u32,
+}
+
 /// A client of a Service with ClientIP affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -282,6 +294,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 8);
     assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<SourceKey>() == 8);
+    assert!(size_of::<ServerKey>() == 8);
     assert!(size_of::<SourceKey6>() == 20);
     assert!(size_of::<Affinity>() == 24);
 };

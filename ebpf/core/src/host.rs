@@ -9,8 +9,8 @@ use std::{
 
 use pith_abi::{
     Address6, Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
-    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, Service, SourceKey,
-    SourceKey6, StandIn, Tuple,
+    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, ServerKey, Service,
+    SourceKey, SourceKey6, StandIn, Tuple,
 };
 
 use crate::{Bytes, Covered, NotAdded, Record, Tables, checksum, six::Addresses};
@@ -70,6 +70,7 @@ pub struct Memory {
     pub frontends: RefCell<HashMap<Frontend, FrontendTarget>>,
     pub services: RefCell<HashMap<u32, Service>>,
     pub backends: RefCell<HashMap<u32, Backend>>,
+    pub servers: RefCell<HashMap<ServerKey, Backend>>,
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sources: RefCell<Vec<(u8, SourceKey)>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
@@ -180,6 +181,10 @@ impl Tables for Memory {
             let mask = !u32::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0);
             key.service == service && u32::from_be(key.addr_be ^ addr_be) & mask == 0
         })
+    }
+
+    fn server(&self, key: &ServerKey) -> Option<Backend> {
+        self.servers.borrow().get(key).copied()
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {

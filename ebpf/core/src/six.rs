@@ -11,14 +11,15 @@
 
 use pith_abi::{
     Address6, Affinity, AffinityKey, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
-    FrontendTarget, HandedOn, Known6, Networks6, NodeConfig, Reason, Scope, Service, StandIn, Tuple, proto,
+    FrontendTarget, HandedOn, Known6, Networks6, NodeConfig, Reason, Scope, ServerKey, Service, StandIn,
+    Tuple, proto,
 };
 
 use crate::{
     Bytes, Covered, NotAdded, Packet, PseudoHeader, Tables, Verdict, announce, checksum, flow,
     icmp::IcmpError,
     packet::{Header, L3, Transport},
-    pods,
+    pods, quic,
     translate::{Hops, ports, sctp},
     uplink,
 };
@@ -364,6 +365,13 @@ impl<B: Bytes, A: Addresses> Packet for Packet6<'_, B, A> {
     }
 
     #[inline(always)]
+    fn server(&self, header: &Header) -> Option<u32> {
+        let mut octets = quic::beginning::<16, _>(self.bytes, header)?;
+        octets[0] = self.maps.networks()?.pod_net.octets()[0];
+        stand_in(self.maps, &Address6::from_octets(octets)).map(|standin| standin.addr_be)
+    }
+
+    #[inline(always)]
     fn is_handed_on(&self) -> bool {
         false
     }
@@ -485,6 +493,11 @@ impl<A: Addresses> Tables for Tables6<'_, A> {
     #[inline(always)]
     fn serves_source(&self, service: u32, _addr_be: u32) -> bool {
         self.maps.serves_source6(service, &self.ends.src)
+    }
+
+    #[inline(always)]
+    fn server(&self, key: &ServerKey) -> Option<Backend> {
+        self.maps.server(key)
     }
 
     #[inline(always)]

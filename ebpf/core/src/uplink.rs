@@ -20,8 +20,8 @@
 use core::hint::black_box;
 
 use pith_abi::{
-    Flow, FlowFlags, Frontend, FrontendTarget, Head, HeadFlags, Hook, NodeClass, NodeConfig, NodeFlags,
-    Reason, Scope, Tuple, proto,
+    Backend, Flow, FlowFlags, Frontend, FrontendTarget, Head, HeadFlags, Hook, NodeClass, NodeConfig,
+    NodeFlags, Reason, Scope, ServerKey, Tuple, proto,
 };
 
 use crate::{
@@ -53,7 +53,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
     let done = match packet.transport(&header) {
         Some(Transport::Flow { tuple, tcp_flags }) => {
-            ingress_flow(packet, tables, node, &header, &tuple, tcp_flags, class)
+            ingress_flow(packet, tables, node, &Arrived { header: &header, tuple: &tuple, tcp_flags, class })
         }
         Some(Transport::IcmpError) => ingress_error(packet, tables, node, &header),
         Some(Transport::Other) => Err(Reason::UplinkPass),
@@ -69,18 +69,25 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     Verdict::Pass(left)
 }
 
+/// A packet of a flow, which arrives.
+struct Arrived<'a> {
+    header: &'a Header,
+    tuple: &'a Tuple,
+    tcp_flags: u8,
+    /// Bits of [`NodeClass`], of its destination.
+    class: u32,
+}
+
 /// `Err` with the reason where the packet is left as it is.
 #[inline(always)]
 fn ingress_flow<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     node: &NodeConfig,
-    header: &Header,
-    tuple: &Tuple,
-    tcp_flags: u8,
-    class: u32,
+    arrived: &Arrived<'_>,
 ) -> Result<Verdict, Reason> {
-    Ok(match resolve_ingress(packet, tables, node, tuple, tcp_flags, class) {
+    let Arrived { header, tuple, class, .. } = *arrived;
+    Ok(match resolve_ingress(packet, tables, node, arrived) {
         Ok(Goes::HandedOn(hand)) => direct::carry_out(packet, tables, header, hand),
         Ok(Goes::As(to, reason)) => {
             // Else the verifier walks the rest once for each way that leads here.
@@ -116,10 +123,9 @@ fn resolve_ingress<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     node: &NodeConfig,
-    tuple: &Tuple,
-    tcp_flags: u8,
-    class: u32,
+    arrived: &Arrived<'_>,
 ) -> Result<Goes, Reason> {
+    let Arrived { tuple, tcp_flags, class, .. } = *arrived;
     let own = class & NodeClass::OWN != 0;
     let dport = u16::from_be(tuple.dport_be);
     if own
@@ -137,7 +143,7 @@ fn resolve_ingress<P: Packet, T: Tables>(
         return Ok(Goes::HandedOn(hand));
     }
     let handed = direct && (class & NodeClass::OTHER != 0 || packet.is_handed_on());
-    match first_packet(tables, node, tuple, tcp_flags, class, handed)? {
+    match first_packet(packet, tables, node, arrived, handed)? {
         First::Start(start) => {
             let (to, reason) = begin(tables, node, tuple, &start)?;
             Ok(Goes::As(to, reason))
@@ -146,19 +152,22 @@ fn resolve_ingress<P: Packet, T: Tables>(
     }
 }
 
-/// The Service that a packet asks for.
+/// The Service that a packet asks for, or [`FrontendTarget::NO_SERVICE`]. No Option: what lies in none would be kept on the
+/// stack undefined, which the verifier does not take.
 #[inline(always)]
-fn service_at<T: Tables>(tables: &T, tuple: &Tuple, scope: u8, class: u32) -> Option<u32> {
+fn service_at<T: Tables>(tables: &T, tuple: &Tuple, scope: u8, class: u32) -> u32 {
     let exact = Frontend::new(tuple.dst_be, tuple.dport_be, tuple.proto).scoped(scope);
-    let found = match tables.frontend(&exact) {
-        Some(target) => target.service(&exact),
-        None if class & NodeClass::SERVICE == 0 => {
-            let node_port = Frontend::node_port(tuple.dport_be, tuple.proto).scoped(scope);
-            tables.frontend(&node_port)?.service(&node_port)
-        }
-        None => None,
-    }?;
-    if found == FrontendTarget::NO_SERVICE { None } else { Some(found) }
+    if let Some(target) = tables.frontend(&exact) {
+        return target.service(&exact).unwrap_or(FrontendTarget::NO_SERVICE);
+    }
+    if class & NodeClass::SERVICE != 0 {
+        return FrontendTarget::NO_SERVICE;
+    }
+    let node_port = Frontend::node_port(tuple.dport_be, tuple.proto).scoped(scope);
+    match tables.frontend(&node_port) {
+        Some(target) => target.service(&node_port).unwrap_or(FrontendTarget::NO_SERVICE),
+        None => FrontendTarget::NO_SERVICE,
+    }
 }
 
 /// Why a packet to a Service's address is answered by this node: it is to none of its ports.
@@ -181,25 +190,27 @@ enum First {
 
 /// Where the first packet of a flow is led. What was `handed` on to here is not handed on any further.
 #[inline(always)]
-fn first_packet<T: Tables>(
+fn first_packet<P: Packet, T: Tables>(
+    packet: &P,
     tables: &T,
     node: &NodeConfig,
-    tuple: &Tuple,
-    tcp_flags: u8,
-    class: u32,
+    arrived: &Arrived<'_>,
     handed: bool,
 ) -> Result<First, Reason> {
+    let Arrived { header, tuple, tcp_flags, class } = *arrived;
     let own = class & NodeClass::OWN != 0;
     // For its own addresses the stack refuses by itself, at whatever port.
     let refuse = |own: bool, of_own, of_service| {
         if own { Err(of_own) } else { Ok(First::Start(Start::answer(node, of_service))) }
     };
-    let taken = if handed { service_at(tables, tuple, Scope::HANDED, class) } else { None };
-    let found = match taken {
-        None if class & NodeClass::OTHER == 0 => service_at(tables, tuple, Scope::OUTSIDE, class),
-        taken => taken,
-    };
-    let Some(service) = found else {
+    let mut service = FrontendTarget::NO_SERVICE;
+    if handed {
+        service = service_at(tables, tuple, Scope::HANDED, class);
+    }
+    if service == FrontendTarget::NO_SERVICE && class & NodeClass::OTHER == 0 {
+        service = service_at(tables, tuple, Scope::OUTSIDE, class);
+    }
+    if service == FrontendTarget::NO_SERVICE {
         if class & NodeClass::SERVICE == 0 {
             return Err(Reason::UplinkPass);
         }
@@ -207,23 +218,29 @@ fn first_packet<T: Tables>(
             return Err(Reason::ServiceNoFlow);
         }
         return refuse(own, Reason::UplinkPass, no_port(tuple));
-    };
+    }
     if tuple.proto == proto::TCP && !tcp::opens(tcp_flags) {
         return refuse(own, Reason::NodePortNoFlow, Reason::ServiceNoFlow);
     }
-    let head = tables.service(service).map_or(0, |service| service.head);
-    if Head::unpack(head).flags & HeadFlags::SOURCES != 0 && !tables.serves_source(service, tuple.src_be) {
+    let flags = Head::unpack(tables.service(service).map_or(0, |service| service.head)).flags;
+    if flags & HeadFlags::SOURCES != 0 && !tables.serves_source(service, tuple.src_be) {
         return Err(Reason::SourceDenied);
     }
     // Else the verifier walks the selection once for each kind of address.
     let own = black_box([0, u8::from(own) + 1, 0, 0])[1] > 1;
-    let choice = match select(tables, service, Client::Sender(tuple.src_be, tuple.sport_be)) {
-        Selection::Chosen(choice) => choice,
-        Selection::Empty => return refuse(own, Reason::NodePortNoEndpoints, Reason::ServiceNoEndpoints),
-        Selection::Race => return Err(Reason::GenerationRace),
+    let named =
+        if flags & HeadFlags::NAMED == 0 { Backend(0) } else { named(packet, tables, header, service) };
+    let backend = if named.0 != 0 {
+        named
+    } else {
+        match select(tables, service, Client::Sender(tuple.src_be, tuple.sport_be)) {
+            Selection::Chosen(choice) => choice.backend,
+            Selection::Empty => return refuse(own, Reason::NodePortNoEndpoints, Reason::ServiceNoEndpoints),
+            Selection::Race => return Err(Reason::GenerationRace),
+        }
     };
-    let (addr_be, port_be) = (choice.backend.addr_be(), choice.backend.port_be());
-    if choice.backend.is_node() {
+    let (addr_be, port_be) = (backend.addr_be(), backend.port_be());
+    if backend.is_node() {
         // Its own backends for such packets are not in the maps yet; the sender tries again.
         if handed {
             return Err(Reason::GenerationRace);
@@ -237,6 +254,7 @@ fn first_packet<T: Tables>(
         (Source::Node, FlowFlags::DESTINATION | FlowFlags::SOURCE)
     };
     let reason = match (own, stays) {
+        _ if named.0 != 0 => Reason::ConnectionNamed,
         _ if handed => Reason::DirectTaken,
         (true, true) => Reason::NodePortLocal,
         (true, false) => Reason::NodePortRemote,
@@ -244,6 +262,13 @@ fn first_packet<T: Tables>(
         (false, false) => Reason::ServiceRemote,
     };
     Ok(First::Start(Start { addr_be, service, word: 0, source, flags, reason, port_be }))
+}
+
+/// The backend that a packet itself names; a word of 0 where it names none.
+#[inline(always)]
+fn named<P: Packet, T: Tables>(packet: &P, tables: &T, header: &Header, service: u32) -> Backend {
+    let Some(addr_be) = packet.server(header) else { return Backend(0) };
+    tables.server(&ServerKey { service, addr_be }).unwrap_or(Backend(0))
 }
 
 /// A piece of a datagram, other than the first, arrives.

@@ -6,6 +6,7 @@ use crate::{
     Bytes, Packet, checksum,
     icmp::{self, IcmpError},
     packet::{Header, L3, Transport},
+    quic,
     translate::{Hops, address, translate},
 };
 
@@ -52,6 +53,12 @@ impl<B: Bytes> Packet for B {
     #[inline(always)]
     fn translate_error(&mut self, header: &Header, error: &IcmpError, hops: Hops) -> Option<()> {
         icmp::translate(self, header, error, hops)
+    }
+
+    #[inline(always)]
+    fn server(&self, header: &Header) -> Option<u32> {
+        let [_, a, b, c, d] = quic::beginning::<5, _>(self, header)?;
+        Some(u32::from_ne_bytes([a, b, c, d]))
     }
 
     #[inline(always)]

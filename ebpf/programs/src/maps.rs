@@ -11,7 +11,7 @@ use aya_ebpf::{
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Connected, Flow, FlowState, Fragment, FragmentKey,
     Frontend, FrontendTarget, HandedOn, Known6, Networks6, NodeClass, NodeConfig, Parked, ParkedKey, Peers,
-    REASON_COUNT, Reason, Service, SourceKey, SourceKey6, StandIn, Tuple, default_limit,
+    REASON_COUNT, Reason, ServerKey, Service, SourceKey, SourceKey6, StandIn, Tuple, default_limit,
 };
 use pith_core::{
     NotAdded, Record, Tables,
@@ -47,6 +47,8 @@ static HANDED_ON: HashMap<Tuple, HandedOn, { default_limit::FLOWS as usize }, NO
 static SOURCES: LpmTrie<SourceKey, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
 #[btf_map]
 static SOURCES6: LpmTrie<SourceKey6, u32, { default_limit::SOURCES as usize }> = LpmTrie::new();
+#[btf_map]
+static SERVERS: HashMap<ServerKey, Backend, { default_limit::SERVERS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { default_limit::FRAGMENTS as usize }> =
     LruHashMap::new();
@@ -172,6 +174,12 @@ impl Tables for Maps {
     fn backend(&self, slot: u32) -> Option<Backend> {
         // SAFETY: as above.
         BACKENDS.get_ptr(slot).map(|backend| unsafe { ptr::read_volatile(backend) })
+    }
+
+    #[inline(always)]
+    fn server(&self, key: &ServerKey) -> Option<Backend> {
+        // SAFETY: a value in a hash map stays mapped while the program runs; one word, so it is whole.
+        SERVERS.get_ptr(key).map(|backend| unsafe { ptr::read_volatile(backend) })
     }
 
     #[inline(always)]

@@ -23,6 +23,16 @@ pub enum Forwarding {
     Dsr,
 }
 
+/// What a QUIC server writes into its connection IDs, by which packets of a client that has moved find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum QuicServerId {
+    /// Nothing that concerns the Service.
+    #[default]
+    None,
+    /// The pod's address, see `pith_core::quic`.
+    PodIp,
+}
+
 /// Weights of a Service's backends, by the names of their pods.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Weights(Vec<(Box<str>, u16)>);
@@ -55,6 +65,7 @@ pub struct Annotations {
     pub balance: Balance,
     pub weights: Weights,
     pub forwarding: Forwarding,
+    pub quic_server_id: QuicServerId,
     /// Those with a value that says nothing, which are as if they were not there.
     pub misread: Vec<Misread>,
 }
@@ -89,8 +100,14 @@ impl Annotations {
             "dsr" => Some(Forwarding::Dsr),
             _ => None,
         });
+        let quic_server_id =
+            read(all, &mut misread, "pith.dev/quic-server-id", "pod-ip, none", |value| match value {
+                "pod-ip" => Some(QuicServerId::PodIp),
+                "none" => Some(QuicServerId::None),
+                _ => None,
+            });
         let weights = read(all, &mut misread, "pith.dev/weights", "canary-*=1,main-*=9", Weights::parse);
-        Self { balance, weights, forwarding, misread }
+        Self { balance, weights, forwarding, quic_server_id, misread }
     }
 }
 
@@ -124,6 +141,12 @@ mod tests {
             ("pith.dev/balance", "maglev-client", Annotations { balance: Balance::MaglevClient, ..plain() }),
             ("pith.dev/forwarding", "snat", plain()),
             ("pith.dev/forwarding", "dsr", Annotations { forwarding: Forwarding::Dsr, ..plain() }),
+            ("pith.dev/quic-server-id", "none", plain()),
+            (
+                "pith.dev/quic-server-id",
+                "pod-ip",
+                Annotations { quic_server_id: QuicServerId::PodIp, ..plain() },
+            ),
             ("pith.dev/weights", "a-*=3, b = 0", Annotations { weights, ..plain() }),
             ("example.com/balance", "maglev", plain()),
         ] {
@@ -133,6 +156,7 @@ mod tests {
             ("pith.dev/balance", "Maglev"),
             ("pith.dev/balance", ""),
             ("pith.dev/forwarding", "direct"),
+            ("pith.dev/quic-server-id", "pod"),
             ("pith.dev/weights", "a=1,b"),
             ("pith.dev/weights", "a=-1"),
             ("pith.dev/weights", "a=65536"),

@@ -117,13 +117,14 @@ pub struct Limits {
     pub flows: u32,
     pub nodes: u32,
     pub sources: u32,
+    pub servers: u32,
     pub addresses: u32,
     pub fragments: u32,
 }
 
 impl Limits {
     /// By the names of the maps that have them.
-    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 14] {
+    pub(crate) fn of_maps(&self) -> [(&'static str, u32); 15] {
         [
             (map_name::FRONTENDS, self.frontends),
             (map_name::SERVICES, self.services),
@@ -137,6 +138,7 @@ impl Limits {
             (map_name::NODES, self.nodes),
             (map_name::SOURCES, self.sources),
             (map_name::SOURCES6, self.sources),
+            (map_name::SERVERS, self.servers),
             // Each flow may have one that no Service has.
             (map_name::ADDRESSES, self.addresses.saturating_add(self.flows)),
             (map_name::FRAGMENTS, self.fragments),
@@ -153,6 +155,7 @@ impl Limits {
         flows: default_limit::FLOWS,
         nodes: default_limit::NODES,
         sources: default_limit::SOURCES,
+        servers: default_limit::SERVERS,
         addresses: default_limit::ADDRESSES,
         fragments: default_limit::FRAGMENTS,
     };
@@ -285,6 +288,7 @@ impl Datapath {
             services: loaded.size(map_name::SERVICES)?,
             backends: loaded.size(map_name::BACKENDS)?,
             sources: loaded.size(map_name::SOURCES)?,
+            servers: loaded.size(map_name::SERVERS)?,
             addresses: loaded.size(map_name::ADDRESSES)?.saturating_sub(loaded.size(map_name::FLOWS)?),
         };
         for (map, wanted) in config.limits.of_maps() {

@@ -3,6 +3,7 @@
 //! Invariant: a generation is written beside the old one and made current by one write of the head.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
@@ -30,12 +31,13 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// Reads what a former proxy left at an index, and takes its slots. Sources are those at the index.
+    /// Reads what a former proxy left at an index, and takes its slots. Sources and servers are those at the index.
     pub(crate) fn read(
         maps: &impl ServiceMaps,
         index: u32,
         slots: &mut Slots,
         sources: Vec<IpNet>,
+        servers: BTreeMap<Ipv4Addr, SocketAddrV4>,
     ) -> Result<Self, MapAccess> {
         let service = maps.service(index)?;
         let head = Head::unpack(service.head);
@@ -56,7 +58,7 @@ impl Placed {
         let mut members = backends.clone();
         members.sort_unstable();
         members.dedup();
-        let generation = Generation { slots: backends, affinity, flags: head.flags };
+        let generation = Generation { slots: backends, servers, affinity, flags: head.flags };
         Ok(Self { index, run, tag: head.tag, generation, sources, members })
     }
 
@@ -65,8 +67,11 @@ impl Placed {
         &self,
         maps: &mut impl ServiceMaps,
         count: u16,
-        old_sources: &[IpNet],
+        old: Option<&Self>,
     ) -> Result<(), MapAccess> {
+        let none = BTreeMap::new();
+        let old_servers = old.map_or(&none, |old| &old.generation.servers);
+        maps.set_servers(self.index, &none, &self.generation.servers)?;
         // New sources are served a moment early, old ones a moment longer: never fewer than either says.
         maps.set_sources(self.index, &[], &self.sources)?;
         for (slot, backend) in (self.run.first..).zip(&self.generation.slots) {
@@ -78,7 +83,8 @@ impl Placed {
         let affinity_ns =
             affinity.map_or(0, |affinity| u64::try_from(affinity.as_nanos()).unwrap_or(u64::MAX));
         maps.set_service(self.index, Service { head: head.pack(), affinity_ns })?;
-        maps.set_sources(self.index, old_sources, &self.sources)
+        maps.set_servers(self.index, old_servers, &self.generation.servers)?;
+        maps.set_sources(self.index, old.map_or(&[], |old| &old.sources), &self.sources)
     }
 }
 
@@ -86,6 +92,8 @@ impl Placed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Generation {
     pub(crate) slots: Vec<SocketAddrV4>,
+    /// As [`Group::servers`].
+    pub(crate) servers: BTreeMap<Ipv4Addr, SocketAddrV4>,
     pub(crate) affinity: Option<Duration>,
     /// [`HeadFlags`].
     pub(crate) flags: u8,
@@ -104,7 +112,10 @@ impl Generation {
         if !group.sources.is_empty() {
             flags |= HeadFlags::SOURCES;
         }
-        Self { slots: group.slots(), affinity: group.affinity, flags }
+        if group.named {
+            flags |= HeadFlags::NAMED;
+        }
+        Self { slots: group.slots(), servers: group.servers(), affinity: group.affinity, flags }
     }
 }
 

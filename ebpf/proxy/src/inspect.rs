@@ -42,6 +42,8 @@ pub struct Balanced {
     pub generation: u16,
     /// `random`, `maglev` or `maglev-client`.
     pub balance: &'static str,
+    /// What of a backend packets of no flow may name in a connection ID of QUIC.
+    pub quic_server_id: Option<&'static str>,
     pub affinity_s: Option<u64>,
     /// Who is served; everybody where it is empty.
     pub sources: Vec<String>,
@@ -178,6 +180,7 @@ fn balanced(maps: &Maps, service: Service, sources: &[IpNet], flows: usize) -> R
             (true, false) => "maglev",
             (true, true) => "maglev-client",
         },
+        quic_server_id: has(HeadFlags::NAMED).then_some("pod-ip"),
         affinity_s: has(HeadFlags::AFFINITY).then_some(service.affinity_ns / 1_000_000_000),
         sources: sources.iter().map(ToString::to_string).collect(),
         backends: slots.into_iter().map(|(address, slots)| Backend { address, slots }).collect(),

@@ -9,6 +9,7 @@ pub struct TableLimits {
     pub services: u32,
     pub backends: u32,
     pub sources: u32,
+    pub servers: u32,
     pub addresses: u32,
 }
 
@@ -19,6 +20,8 @@ pub enum Limit {
     Services,
     Backends,
     Sources,
+    /// Backends that packets name by connection IDs of QUIC.
+    Servers,
     /// IPv6 addresses of Services and backends.
     Addresses,
     /// That of the layout, which nobody can raise.
@@ -33,6 +36,7 @@ impl Limit {
             Self::Services => Some("--limit-services"),
             Self::Backends => Some("--limit-backends"),
             Self::Sources => Some("--limit-sources"),
+            Self::Servers => Some("--limit-servers"),
             Self::Addresses => Some("--limit-addresses"),
             Self::BackendsOfOne => None,
         }
@@ -46,6 +50,7 @@ impl fmt::Display for Limit {
             Self::Services => "services",
             Self::Backends => "backends",
             Self::Sources => "sources",
+            Self::Servers => "QUIC servers",
             Self::Addresses => "IPv6 addresses",
             Self::BackendsOfOne => "backends of one Service",
         })

@@ -11,8 +11,8 @@ use std::{
 
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Flow, FlowState, Fragment, FragmentKey, Frontend,
-    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, Service, SourceKey,
-    StandIn, Tuple, proto,
+    FrontendTarget, HandedOn, Head, Known6, Networks6, NodeClass, NodeConfig, Scope, ServerKey, Service,
+    SourceKey, StandIn, Tuple, proto,
 };
 use pith_core::{NotAdded, Record, Tables, six::Addresses};
 
@@ -191,6 +191,16 @@ impl<'m> Tables for Live<'m> {
         let answer = if serves { "served" } else { "not served" };
         self.note(format!("SOURCES {} of service {service}: {answer}", self.address(addr_be)));
         serves
+    }
+
+    fn server(&self, key: &ServerKey) -> Option<Backend> {
+        let backend = self.maps.server(key);
+        let found = backend.map_or_else(
+            || "nobody".to_owned(),
+            |backend| self.place(backend.addr_be(), backend.port_be()).to_string(),
+        );
+        self.note(format!("SERVERS {} of service {}: {found}", self.address(key.addr_be), key.service));
+        backend
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {

@@ -25,9 +25,9 @@ use aya::{
     },
 };
 use pith_abi::{
-    Affinity, AffinityKey, Backend, Connected, Flow, Fragment, FragmentKey, Frontend, FrontendTarget, Known6,
-    Networks6, NodeClass, NodeConfig, Parked, ParkedKey, Peers, Service, SourceKey, SourceKey6, StandIn,
-    Tuple, map_name,
+    Affinity, AffinityKey, Backend, Connected, Flow, Fragment, FragmentKey, Frontend, FrontendTarget,
+    HandedOn, Known6, Networks6, NodeClass, NodeConfig, Parked, ParkedKey, Peers, ServerKey, Service,
+    SourceKey, SourceKey6, StandIn, Tuple, map_name,
 };
 use pith_core::crc::Carry;
 use tracing::{debug, warn};
@@ -285,7 +285,7 @@ fn load_here(limits: &Limits, pins: &Pins) -> Result<Ebpf, DatapathError> {
 }
 
 /// What each map is: the kernel's type, and the sizes of its keys and values.
-const MAPS: [(&str, MapType, usize, usize); 20] = [
+const MAPS: [(&str, MapType, usize, usize); map_name::ALL.len()] = [
     (map_name::FRONTENDS, MapType::Hash, size_of::<Frontend>(), size_of::<FrontendTarget>()),
     (map_name::SERVICES, MapType::Array, size_of::<u32>(), size_of::<Service>()),
     (map_name::BACKENDS, MapType::Array, size_of::<u32>(), size_of::<Backend>()),
@@ -306,6 +306,8 @@ const MAPS: [(&str, MapType, usize, usize); 20] = [
     (map_name::ADDRESSES, MapType::Hash, size_of::<StandIn>(), size_of::<Known6>()),
     (map_name::SOURCES6, MapType::LpmTrie, size_of::<(u32, SourceKey6)>(), size_of::<u32>()),
     (map_name::NODE6, MapType::Array, size_of::<u32>(), size_of::<Networks6>()),
+    (map_name::HANDED_ON, MapType::Hash, size_of::<Tuple>(), size_of::<HandedOn>()),
+    (map_name::SERVERS, MapType::Hash, size_of::<ServerKey>(), size_of::<Backend>()),
 ];
 
 /// Refuses pinned maps that are not what the programs expect.

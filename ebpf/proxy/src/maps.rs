@@ -12,8 +12,8 @@ use aya::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use pith_abi::{
     Address6, Affinity, AffinityKey, AtPods, Backend, Flow, Frontend, FrontendTarget, HandedOn, Known6,
-    Networks6, NodeClass, NodeConfig, Reason, Service, SourceKey, SourceKey6, StandIn, Tuple, map_name,
-    proto,
+    Networks6, NodeClass, NodeConfig, Reason, ServerKey, Service, SourceKey, SourceKey6, StandIn, Tuple,
+    map_name, proto,
 };
 use pith_core::crc::{self, Carry};
 
@@ -55,6 +55,9 @@ pub trait ServiceMaps {
     /// Which sources each Service serves, by its index.
     fn sources(&self) -> Result<BTreeMap<u32, Vec<IpNet>>, MapAccess>;
 
+    /// Whom packets of each Service may name, by its index.
+    fn servers(&self) -> Result<BTreeMap<u32, BTreeMap<Ipv4Addr, SocketAddrV4>>, MapAccess>;
+
     /// IPv6 addresses and what stands for them.
     fn addresses(&self) -> Result<Vec<(StandIn, Known6)>, MapAccess>;
     fn known(&self, standin: StandIn) -> Result<Option<Known6>, MapAccess>;
@@ -69,6 +72,13 @@ pub trait ServiceMaps {
     fn keep(&mut self, standin: StandIn, known: &Known6) -> Result<(), MapAccess>;
     /// Says which sources a Service serves; `old` are those said before.
     fn set_sources(&mut self, service: u32, old: &[IpNet], new: &[IpNet]) -> Result<(), MapAccess>;
+    /// Says whom packets of a Service may name, and where that leads; `old` are those said before.
+    fn set_servers(
+        &mut self,
+        service: u32,
+        old: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+        new: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+    ) -> Result<(), MapAccess>;
     /// Says whether any frontend of [`pith_abi::Scope::GONE`] is there.
     fn set_any_gone(&mut self, any: bool) -> Result<(), MapAccess>;
     /// Forgets how many connections a Service had, whose index may become another's.
@@ -112,6 +122,7 @@ pub(crate) struct Maps {
     reasons: PerCpuArray<MapData, u64>,
     connections: PerCpuArray<MapData, u64>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    servers: HashMap<MapData, ServerKey, Backend>,
     at_pods: Array<MapData, u64>,
     sources6: LpmTrie<MapData, SourceKey6, u32>,
     addresses: HashMap<MapData, StandIn, Known6>,
@@ -150,6 +161,7 @@ impl Maps {
             reasons: typed(map, map_name::REASONS)?,
             connections: typed(map, map_name::CONNECTIONS)?,
             sources: typed(map, map_name::SOURCES)?,
+            servers: typed(map, map_name::SERVERS)?,
             at_pods: typed(map, map_name::AT_PODS)?,
             sources6: typed(map, map_name::SOURCES6)?,
             networks: typed(map, map_name::NODE6)?,
@@ -212,6 +224,11 @@ impl Maps {
     pub(crate) fn serves_source6(&self, service: u32, address: &Address6) -> bool {
         let key = SourceKey6 { service, address: *address };
         self.sources6.get(&lpm_trie::Key::new(SERVICE_BITS + 128, key), 0).is_ok()
+    }
+
+    /// The backend that a packet names.
+    pub(crate) fn server(&self, server: &ServerKey) -> Option<Backend> {
+        self.servers.get(server, 0).ok()
     }
 
     /// The backend that a client of a Service with affinity had last.
@@ -360,6 +377,37 @@ impl ServiceMaps for Maps {
                 IpNet::V6(range) => absent_is_removed(self.sources6.remove(&key6(range)))
                     .map_err(MapAccess::of(map_name::SOURCES6))?,
             }
+        }
+        Ok(())
+    }
+
+    fn servers(&self) -> Result<BTreeMap<u32, BTreeMap<Ipv4Addr, SocketAddrV4>>, MapAccess> {
+        let mut all: BTreeMap<u32, BTreeMap<Ipv4Addr, SocketAddrV4>> = BTreeMap::new();
+        for server in self.servers.iter() {
+            let (ServerKey { service, addr_be }, backend) =
+                server.map_err(MapAccess::of(map_name::SERVERS))?;
+            let address = |addr_be: u32| Ipv4Addr::from(addr_be.to_ne_bytes());
+            let place = SocketAddrV4::new(address(backend.addr_be()), u16::from_be(backend.port_be()));
+            all.entry(service).or_default().insert(address(addr_be), place);
+        }
+        Ok(all)
+    }
+
+    fn set_servers(
+        &mut self,
+        service: u32,
+        old: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+        new: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+    ) -> Result<(), MapAccess> {
+        let addr_be = |address: &Ipv4Addr| u32::from_ne_bytes(address.octets());
+        let key = |address| ServerKey { service, addr_be: addr_be(address) };
+        for (address, place) in new {
+            let backend = Backend::new(addr_be(place.ip()), place.port().to_be(), 0);
+            self.servers.insert(key(address), backend, 0).map_err(MapAccess::of(map_name::SERVERS))?;
+        }
+        for address in old.keys().filter(|address| !new.contains_key(address)) {
+            absent_is_removed(self.servers.remove(&key(address)))
+                .map_err(MapAccess::of(map_name::SERVERS))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv6Net};
 use pith_abi::{Frontend, Scope};
 
 use crate::{
-    annotations::{Balance, Forwarding},
+    annotations::{Balance, Forwarding, QuicServerId},
     cidr::Cidr,
     maglev,
     service::{Endpoint, HostPorts, Policy, Protocol, Service, ServiceName, ServicePort, Slice, ipv4, ipv6},
@@ -93,6 +93,8 @@ pub struct Group {
     pub via: Vec<Option<Ipv4Addr>>,
     /// Endpoints that get no new connections but are still there, in order: connections to them go on.
     pub others: Vec<SocketAddrV4>,
+    /// Whether packets of no flow may name the backend of their connection, whatever policies say of new ones.
+    pub named: bool,
 }
 
 /// A group of backends that have IPv6 addresses.
@@ -156,6 +158,18 @@ impl Group {
             }
         }
         slots
+    }
+
+    /// Whom packets may name by which address, and where that leads.
+    pub fn servers(&self) -> BTreeMap<Ipv4Addr, SocketAddrV4> {
+        if !self.named {
+            return BTreeMap::new();
+        }
+        let via = |at: usize| Some(SocketAddrV4::new((*self.via.get(at)?)?, 0));
+        let serving = self.backends.iter().enumerate();
+        let serving = serving.map(|(at, backend)| (*backend.ip(), via(at).unwrap_or(*backend)));
+        // Who serves goes before who has the same address and does not.
+        self.others.iter().map(|other| (*other.ip(), *other)).chain(serving).collect()
     }
 
     fn backends_of_slots(&self) -> Vec<SocketAddrV4> {
@@ -309,7 +323,7 @@ fn plan_port6<'a>(
             let like = Group {
                 weights: weights(&backends),
                 sources: sources(reach, service, Family::Ipv6),
-                ..like(service)
+                ..like(service, port)
             };
             Group6 { backends: backends.into_iter().map(|serving| serving.place).collect(), others, like }
         });
@@ -365,8 +379,13 @@ fn sources(reach: Reach, service: &Service, family: Family) -> Vec<IpNet> {
 }
 
 /// A group without backends.
-fn like(service: &Service) -> Group {
-    Group { balance: service.annotations.balance, affinity: service.affinity, ..Group::default() }
+fn like(service: &Service, port: &ServicePort) -> Group {
+    Group {
+        balance: service.annotations.balance,
+        affinity: service.affinity,
+        named: port.protocol == Protocol::Udp && service.annotations.quic_server_id == QuicServerId::PodIp,
+        ..Group::default()
+    }
 }
 
 /// None where they are all 1.
@@ -410,7 +429,7 @@ fn plan_port<'a>(
                 backends: backends.into_iter().map(|serving| serving.place).collect(),
                 sources: sources(reach, service, Family::Ipv4),
                 others,
-                ..like(service)
+                ..like(service, port)
             }
         });
         key

@@ -176,7 +176,7 @@ impl Driver {
         if let Some((interface, why)) = datapath.no_xdp.clone() {
             news.tell(News::NoXdp { interface, why });
         }
-        let mut table = Table::adopt(&datapath.maps, datapath.table_limits)?;
+        let mut table = Table::adopt(&mut datapath.maps, datapath.table_limits)?;
         let own = datapath.own.iter().filter_map(ipv6).collect();
         table.hold(&mut datapath.maps, &nodes_name(), &own)?;
         let known = datapath.maps.node_classes()?;

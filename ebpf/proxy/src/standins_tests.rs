@@ -73,8 +73,8 @@ fn apply(table: &mut Table, maps: &mut Watched, plan: &ServicePlan) {
 }
 
 fn empty() -> (Watched, Table) {
-    let maps = Watched::default();
-    let table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let mut maps = Watched::default();
+    let table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
     (maps, table)
 }
 
@@ -131,7 +131,7 @@ fn a_restart_keeps_stand_ins() {
     apply(&mut table, &mut maps, &plan("web", AT, &["[fd00::1]:8080"]));
     apply(&mut table, &mut maps, &plan("gone", "[fd00:96::b]:80", &["[fd00::9]:1"]));
     let before = maps.addresses();
-    let mut table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let mut table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
     apply(&mut table, &mut maps, &plan("web", AT, &["[fd00::1]:8080"]));
     table.finish_adoption(&mut maps).expect("memory does not fail");
     assert_eq!(maps.addresses(), before);

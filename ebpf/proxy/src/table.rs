@@ -76,7 +76,7 @@ pub struct Table {
 
 impl Table {
     /// Takes over what the maps hold.
-    pub fn adopt(maps: &impl ServiceMaps, limits: TableLimits) -> Result<Self, MapAccess> {
+    pub fn adopt(maps: &mut impl ServiceMaps, limits: TableLimits) -> Result<Self, MapAccess> {
         let mut table = Self {
             services: HashMap::new(),
             groups: HashMap::new(),
@@ -94,7 +94,7 @@ impl Table {
             limits,
             tag: 0,
         };
-        let mut sources = maps.sources()?;
+        let (mut sources, mut servers) = (maps.sources()?, maps.servers()?);
         for (frontend, target) in maps.frontends()? {
             if matches!(frontend.scope, Scope::GONE | Scope::GONE6) {
                 table.gone.adopt(frontend);
@@ -113,10 +113,18 @@ impl Table {
             if !table.adopted_groups.contains_key(&index) {
                 let sources = sources.remove(&index).unwrap_or_default();
                 table.indexes.reserve(Run { first: index, count: 1 });
-                let placed = Placed::read(maps, index, &mut table.slots, sources)?;
+                let servers = servers.remove(&index).unwrap_or_default();
+                let placed = Placed::read(maps, index, &mut table.slots, sources, servers)?;
                 table.tag = table.tag.max(placed.tag);
                 table.adopted_groups.insert(index, placed);
             }
+        }
+        // Of Services that a former proxy had begun or not quite forgotten: others may get their indexes.
+        for (index, stray) in sources {
+            maps.set_sources(index, &stray, &[])?;
+        }
+        for (index, stray) in servers {
+            maps.set_servers(index, &stray, &BTreeMap::new())?;
         }
         Ok(table)
     }
@@ -358,8 +366,7 @@ impl Table {
             self.tag = self.tag.wrapping_add(1);
             let sources = group.sources.clone();
             let placed = Placed { index, run, tag: self.tag, generation, sources, members };
-            let old_sources = old.as_ref().map_or(&[][..], |old| &old.sources);
-            match placed.write(maps, count16, old_sources) {
+            match placed.write(maps, count16, old.as_ref()) {
                 Ok(()) => Ok(placed),
                 Err(source) => {
                     self.slots.free(run);
@@ -369,6 +376,9 @@ impl Table {
                     Err(match source {
                         MapAccess::Full { map: map_name::SOURCES } => {
                             limit(Limit::Sources, self.limits.sources)
+                        }
+                        MapAccess::Full { map: map_name::SERVERS } => {
+                            limit(Limit::Servers, self.limits.servers)
                         }
                         source => ApplyError::Map { service: service(), source },
                     })
@@ -511,6 +521,7 @@ impl Table {
             maps.forget_clients(placed.index)?;
         }
         maps.set_sources(placed.index, &placed.sources, &[])?;
+        maps.set_servers(placed.index, &placed.generation.servers, &BTreeMap::new())?;
         self.gone.release(maps, placed.index)?;
         self.by_index.remove(&placed.index);
         self.slots.free(placed.run);

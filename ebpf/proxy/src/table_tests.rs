@@ -8,7 +8,8 @@ use std::{
 
 use ipnet::IpNet;
 use pith_abi::{
-    Backend, Frontend, FrontendTarget, Head, Known6, Service as Entry, SourceKey, StandIn, map_name,
+    Backend, Frontend, FrontendTarget, Head, Known6, ServerKey, Service as Entry, SourceKey, StandIn,
+    map_name,
 };
 use pith_core::{
     Tables,
@@ -27,7 +28,7 @@ use crate::{
 };
 
 pub(crate) const LIMITS: TableLimits =
-    TableLimits { frontends: 8, services: 8, backends: 64, sources: 8, addresses: 8 };
+    TableLimits { frontends: 8, services: 8, backends: 64, sources: 8, servers: 8, addresses: 8 };
 
 /// Maps in memory that look every watched frontend up after each write.
 #[derive(Default)]
@@ -131,6 +132,37 @@ impl ServiceMaps for Watched {
         Ok(())
     }
 
+    fn servers(&self) -> Result<BTreeMap<u32, BTreeMap<Ipv4Addr, SocketAddrV4>>, MapAccess> {
+        let mut all: BTreeMap<u32, BTreeMap<Ipv4Addr, SocketAddrV4>> = BTreeMap::new();
+        let address = |addr_be: u32| Ipv4Addr::from(addr_be.to_ne_bytes());
+        for (key, backend) in &*self.memory.servers.borrow() {
+            let place = SocketAddrV4::new(address(backend.addr_be()), u16::from_be(backend.port_be()));
+            all.entry(key.service).or_default().insert(address(key.addr_be), place);
+        }
+        Ok(all)
+    }
+
+    fn set_servers(
+        &mut self,
+        service: u32,
+        old: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+        new: &BTreeMap<Ipv4Addr, SocketAddrV4>,
+    ) -> Result<(), MapAccess> {
+        let addr_be = |address: &Ipv4Addr| u32::from_ne_bytes(address.octets());
+        let key = |address: &Ipv4Addr| ServerKey { service, addr_be: addr_be(address) };
+        let mut servers = self.memory.servers.borrow_mut();
+        if servers.len() + new.len() > 2 * LIMITS.servers as usize {
+            return Err(MapAccess::Full { map: map_name::SERVERS });
+        }
+        for address in old.keys() {
+            servers.remove(&key(address));
+        }
+        for (address, place) in new {
+            servers.insert(key(address), Backend::new(addr_be(place.ip()), place.port().to_be(), 0));
+        }
+        Ok(())
+    }
+
     fn addresses(&self) -> Result<Vec<(StandIn, Known6)>, MapAccess> {
         Ok(self.addresses().into_iter().collect())
     }
@@ -194,8 +226,8 @@ fn absent(number: u8) -> ServicePlan {
 }
 
 fn empty() -> (Watched, Table) {
-    let maps = Watched::default();
-    let table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let mut maps = Watched::default();
+    let table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
     (maps, table)
 }
 
@@ -273,7 +305,7 @@ fn a_restart_writes_what_changed_only() {
     for number in 1..=4 {
         apply(&mut table, &mut maps, &plan(number, &[number, 100]));
     }
-    let mut table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let mut table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
     let before = maps.writes;
     apply(&mut table, &mut maps, &plan(1, &[1, 100]));
     apply(&mut table, &mut maps, &plan(2, &[2, 100]));
@@ -300,6 +332,39 @@ fn a_restart_writes_what_changed_only() {
 }
 
 #[test]
+fn whom_packets_may_name_follows_the_plan_and_a_restart() {
+    let (mut maps, mut table) = empty();
+    let named = |hosts: &[u8], others: &[u8]| {
+        let mut plan = plan(1, hosts);
+        for group in plan.groups.values_mut() {
+            group.named = true;
+            group.others = others.iter().map(|host| place(*host)).collect();
+        }
+        plan
+    };
+    let now = |maps: &Watched| -> Vec<Ipv4Addr> {
+        let all = maps.servers().expect("memory does not fail");
+        all.into_values().flatten().map(|(address, _)| address).collect()
+    };
+    let are = |hosts: &[u8]| -> Vec<Ipv4Addr> { hosts.iter().map(|host| *place(*host).ip()).collect() };
+    apply(&mut table, &mut maps, &named(&[1, 2], &[]));
+    assert_eq!(now(&maps), are(&[1, 2]));
+    apply(&mut table, &mut maps, &named(&[2], &[1]));
+    assert_eq!(now(&maps), are(&[1, 2]), "who drains is still there");
+    // What a proxy had written that was killed before it was in force.
+    let stray = BTreeMap::from([(*place(9).ip(), place(9))]);
+    maps.set_servers(7, &BTreeMap::new(), &stray).expect("memory does not fail");
+    let mut table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
+    apply(&mut table, &mut maps, &named(&[2, 3], &[]));
+    assert_eq!(now(&maps), are(&[2, 3]));
+    apply(&mut table, &mut maps, &plan(1, &[2, 3]));
+    assert_eq!(now(&maps), are(&[]), "the annotation is gone");
+    apply(&mut table, &mut maps, &named(&[2], &[]));
+    apply(&mut table, &mut maps, &absent(1));
+    assert_eq!(now(&maps), are(&[]));
+}
+
+#[test]
 fn a_restart_serves_no_source_that_is_not_named_any_more() {
     let (mut maps, mut table) = empty();
     let sources = |ranges: [&str; 2]| {
@@ -310,7 +375,7 @@ fn a_restart_serves_no_source_that_is_not_named_any_more() {
         plan
     };
     apply(&mut table, &mut maps, &sources(["192.0.2.0/24", "198.51.100.0/24"]));
-    let mut table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+    let mut table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
     apply(&mut table, &mut maps, &sources(["192.0.2.0/24", "203.0.113.0/24"]));
     let served = maps.sources().expect("memory does not fail");
     let served: Vec<String> = served.values().flatten().map(ToString::to_string).collect();
@@ -328,7 +393,7 @@ proptest! {
         let mut current: BTreeMap<u8, HashSet<SocketAddrV4>> = BTreeMap::new();
         for (number, hosts, dice) in steps {
             if dice < 16 {
-                table = Table::adopt(&maps, LIMITS).expect("memory does not fail");
+                table = Table::adopt(&mut maps, LIMITS).expect("memory does not fail");
                 for (number, places) in &current {
                     let mut hosts: Vec<u8> = places.iter().map(|place| place.ip().octets()[3]).collect();
                     hosts.sort_unstable();

@@ -147,6 +147,11 @@ impl Packet for Sketch {
         None
     }
 
+    fn server(&self, _header: &Header) -> Option<u32> {
+        // A first packet's connection has no ID of its server's yet.
+        None
+    }
+
     fn is_handed_on(&self) -> bool {
         false
     }

@@ -138,8 +138,15 @@ fn places(balanced: &Balanced) -> String {
 
 fn balance(balanced: &Balanced) -> String {
     let affinity = balanced.affinity_s.map(|seconds| format!("a client stays for {seconds} s"));
+    let named = balanced.quic_server_id.map(|id| format!("QUIC by {id}"));
     let sources = balanced.sources.iter().map(|range| format!("serves {range}"));
-    [balanced.balance.to_owned()].into_iter().chain(affinity).chain(sources).collect::<Vec<_>>().join("\n")
+    [balanced.balance.to_owned()]
+        .into_iter()
+        .chain(affinity)
+        .chain(named)
+        .chain(sources)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn backends(balanced: &Balanced) -> String {

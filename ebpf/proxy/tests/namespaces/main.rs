@@ -6,6 +6,7 @@ mod gateway;
 mod model;
 mod pains;
 mod pods;
+mod quic;
 mod remembered;
 mod restarts;
 mod services;

@@ -20,12 +20,15 @@ use nix::sys::socket::{
 };
 use pith_abi::Reason;
 use pith_proxy::{
-    Datapath, NodeIdentity, ServiceMaps as _, plan_host_ports, plan_service,
+    Datapath, NodeIdentity, ServiceMaps as _,
+    annotations::QuicServerId,
+    plan_host_ports, plan_service,
     service::{Endpoint, HostPort, HostPorts, Protocol, ServiceName},
     table::Table,
     why::{Question, Transport, why},
 };
 
+use crate::quic;
 use crate::support::{
     DEADLINE, Demo, Namespace, Sandbox, count, ip,
     network::{cidr, range},
@@ -432,5 +435,25 @@ fn why_follows_ipv6() {
         assert_eq!(addresses(&mut network), before, "asking changes nothing");
         let answer = network.outside.run(|| ask_tcp((NODE, NODE_PORT).into()));
         assert_eq!(answer, Ok(OUTSIDE), "and it is so");
+    });
+}
+
+#[test]
+fn a_client_that_moves_finds_its_server_in_ipv6() {
+    Sandbox::run("quic6", |sandbox| {
+        let mut network = Network::new(sandbox);
+        network.pod.run(|| quic::serve((POD, 8443).into(), 1));
+        network.outside.run(|| quic::serve((REMOTE_POD, 8443).into(), 2));
+        let mut demo = everywhere(Protocol::Udp, &[POD, REMOTE_POD], 8443);
+        demo.service.annotations.quic_server_id = QuicServerId::PodIp;
+        network.apply(&demo);
+        for server in [(NODE, NODE_PORT), (BALANCER_IP, 80), (EXTERNAL_IP, 80)].map(SocketAddr::from) {
+            for (named, name) in [(POD, 1), (REMOTE_POD, 2)] {
+                let seen = quic::answers(&network.outside, server, Some(&named.octets()[1..]));
+                assert!(seen.iter().all(|seen| *seen == name), "{server}: {seen:?}");
+            }
+            let seen = quic::answers(&network.outside, server, None);
+            assert!(seen.iter().any(|name| *name != seen[0]), "{seen:?}: nobody is named");
+        }
     });
 }

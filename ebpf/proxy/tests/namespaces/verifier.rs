@@ -33,7 +33,7 @@ const CEILINGS: [(&str, u32); 14] = [
 const DUAL: [(&str, u32); 4] = [
     ("ingress_dual", 400_000),
     ("egress_dual", 150_000),
-    ("from_pod_dual", 200_000),
+    ("from_pod_dual", 250_000),
     ("to_pod_dual", 100_000),
 ];
 

@@ -226,6 +226,9 @@ pub(crate) struct LimitArgs {
     /// Most ranges of sources that Services name [default: 16384].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit_sources: Option<u32>,
+    /// Most backends that packets name by connection IDs of QUIC [default: 16384].
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit_servers: Option<u32>,
     /// Most IPv6 addresses that Services and their endpoints have [default: 65536].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) limit_addresses: Option<u32>,
@@ -241,6 +244,7 @@ impl LimitArgs {
             affinity: self.limit_affinity.unwrap_or(default.affinity),
             flows: self.limit_flows.unwrap_or(default.flows),
             sources: self.limit_sources.unwrap_or(default.sources),
+            servers: self.limit_servers.unwrap_or(default.servers),
             addresses: self.limit_addresses.unwrap_or(default.addresses),
             ..default
         }
