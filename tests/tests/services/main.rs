@@ -4,6 +4,7 @@
 
 mod alone;
 mod direct;
+mod quic;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -87,6 +88,7 @@ fn load_balancers_have_addresses_that_answer() {
     seen_inside(&cluster, &kubectl);
     metrics(&kubectl);
     direct::pods_see_their_clients(&cluster, &kubectl);
+    quic::clients_that_move_find_their_pod(&cluster, &kubectl);
     alone::serves_and_is_taken_away(&cluster, &kubectl);
     nearest_first(&kubectl);
 
